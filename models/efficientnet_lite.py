@@ -64,7 +64,7 @@ def _stages(inputs: int, stages: tuple[tuple[int, int, int, int, int], ...]) -> 
 
 
 def efficientnet_lite0_trunk() -> OrderedDict[str, nn.Module]:
-    """The two parts: ``layer2`` (B, 3, H, W) in -1..1 -> (B, 40, H/8, W/8), ``layer3`` from there to (B, 112, H/16, W/16).
+    """``layer2``: (B, 3, H, W) in -1..1 -> (B, 40, H/8, W/8); ``layer3``: from there to (B, 112, H/16, W/16).
 
     Weights are random. The order of the tensors is that of the full network's state dict, here and in other libraries.
     """
