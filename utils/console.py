@@ -2,17 +2,20 @@
 
 import functools
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import TypeVar
 
 import torch
+from tqdm import tqdm
 
 from models.errors import InputError
 
+T = TypeVar("T")
 Main = Callable[[Sequence[str] | None], int | None]
 
 
 def command(main: Main) -> Callable[..., int]:
-    """Wrap a script's ``main(argv=None)``: returns its exit code instead of letting the user's mistakes end in a traceback.
+    """Wrap a script's ``main(argv=None)``: the user's mistakes become an exit code instead of a traceback.
 
     0 (or what ``main`` returns) when it went well; 2 for an :class:`InputError`, an operating-system error (disk full,
     no permission) or memory that ran out, after one line on stderr; 130 when interrupted. Any other exception is a
@@ -26,7 +29,9 @@ def command(main: Main) -> Callable[..., int]:
         except InputError as error:
             return _fail(str(error))
         except (torch.OutOfMemoryError, MemoryError) as error:
-            return _fail(f"out of memory: lower BATCH_SIZE or IMAGE_SIZE, or use a smaller SAMPLING_RATIO ({_line(error)})")
+            return _fail(
+                f"out of memory: lower BATCH_SIZE or IMAGE_SIZE, or use a smaller SAMPLING_RATIO ({_line(error)})"
+            )
         except OSError as error:
             return _fail(_line(error))
         except KeyboardInterrupt:
@@ -43,3 +48,28 @@ def _line(error: BaseException) -> str:
 def _fail(message: str) -> int:
     print(f"error: {message}", file=sys.stderr)
     return 2
+
+
+def progress(items: Iterable[T], what: str, total: int | None = None) -> Iterator[T]:
+    """``items`` behind a progress bar, which shows on a terminal only: logs stay readable."""
+    return iter(tqdm(items, desc=what, total=total, unit="", leave=False, disable=None, dynamic_ncols=True))
+
+
+def for_each(names: Sequence[str], work: Callable[[str], None]) -> int:
+    """Do ``work`` for each name; one that fails never costs the others. Returns the script's exit code.
+
+    A single name's error is raised as it is (exit code 2). Of several, those that fail are listed at the end (1).
+    """
+    if len(names) == 1:
+        work(names[0])
+        return 0
+    failed = {}
+    for name in names:
+        try:
+            work(name)
+        except (InputError, OSError) as error:
+            failed[name] = _line(error)
+            print(f"error: {name}: {failed[name]}", file=sys.stderr)
+    if failed:
+        print(f"{len(failed)} of {len(names)} failed: {', '.join(failed)}", file=sys.stderr)
+    return 1 if failed else 0

@@ -1,0 +1,39 @@
+"""Every setting of WEDGE-Net. Edit here, or override one for a single run: ``python train.py --category wood``.
+
+The same names in lower case with hyphens are the flags; ``--help`` of any script lists them with their meaning.
+"""
+
+# Data: a folder in the MVTec AD layout (category/train/good, category/test/<defect>, category/ground_truth/<defect>).
+DATA_PATH = "./mvtec_ad"
+CATEGORY = "tile"  # one category, a comma list ("tile, wood") or "all"
+
+# Geometry: the shorter side becomes RESIZE, then the centre is cut out; without CENTER_CROP the whole image is resized.
+IMAGE_SIZE = 224  # pixels, height and width of what the network sees
+RESIZE = 256  # pixels, used with CENTER_CROP only
+CENTER_CROP = True  # False for long or off-centre parts
+
+# Running
+BATCH_SIZE = 32  # images
+NUM_WORKERS = "auto"  # processes that decode images: "auto" or a number, 0 = none
+SEED = 42  # of everything random: coreset start, random sampling, frequency gate
+DEVICE = "auto"  # "auto" (CUDA, then MPS, then CPU), "cpu", "cuda", "cuda:1", "mps"
+ENGINE = "auto"  # what runs the backbone: "auto" (onnxruntime on a CPU, torch elsewhere), "torch", "onnxruntime"
+
+# Model
+BACKBONE = "resnet50"  # resnet18, resnet34, resnet50, resnet101, wide_resnet50_2, resnext50_32x4d, efficientnet_lite0
+BACKBONE_WEIGHTS = None  # None = ImageNet weights; a state-dict file for machines without internet; "random" = dry run
+WAVELET_TYPE = "haar"  # any discrete wavelet of PyWavelets: "haar", "bior2.2", "db2", ...
+FREQUENCY_STREAM = "gate"  # "gate" (the paper's), "off"
+USE_SEMANTIC = True  # add the semantic attention stream to the embedding
+
+# Memory bank
+SAVE_DIR = "WEDGE-Net"  # banks, tables and figures go here
+SAMPLING_RATIO = (
+    0.1  # share of the training patches that is kept: 0 < ratio <= 1, a comma list, or "all" (1, 0.1, 0.01)
+)
+SAMPLING_METHOD = "coreset"  # "coreset" (greedy k-centre) or "random"
+
+# Folders of the comparisons
+SemanticON_DIR = "WEDGE-Net"  # banks trained with USE_SEMANTIC = True
+SemanticOFF_DIR = "WEDGE-Net_Sem_OFF"  # banks trained with USE_SEMANTIC = False
+PatchCore_DIR = "patch_core_pt"  # the baseline's banks

@@ -1,0 +1,93 @@
+"""Evaluate WEDGE-Net: score a category's test images against its memory bank.
+
+    python evaluation.py
+    python evaluation.py --category all --sampling-ratio all
+
+Prints image-level AUROC with the pixel figures beside it; writes SAVE_DIR/final_evaluation_results.csv and .png.
+Settings are in config.py.
+"""
+
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict
+from typing import Any
+
+import config
+from models.wedge_net import WedgeNet
+from utils.atomic import check_writable
+from utils.checkpoint import build_net, load_detector
+from utils.console import command, for_each
+from utils.dataset import find_categories, test_samples
+from utils.figures import draw_evaluation
+from utils.inference import score_samples
+from utils.metrics import Metrics, evaluate
+from utils.settings import Settings, SettingsParser, ratio_name
+from utils.tables import format_table, mean, write_csv
+
+
+@command
+def main(argv: Sequence[str] | None = None) -> int:
+    """Evaluate every category and ratio that the settings ask for; returns the exit code."""
+    settings, _ = SettingsParser(config, __doc__).read(argv)
+    categories = find_categories(settings)
+    check_writable(settings.save_dir, "SAVE_DIR")
+    net = build_net(settings)
+    rows: list[dict[str, Any]] = []
+    code = for_each(categories, lambda category: rows.extend(evaluate_category(settings, category, net)))
+    if rows:
+        rows.sort(key=lambda row: -row["ratio"])  # ratio by ratio, each in the order of the categories
+        means = mean_rows(rows) if len(categories) > 1 else []
+        path = settings.save_dir / "final_evaluation_results.csv"
+        write_csv(path, rows + means)
+        draw_evaluation(path.with_suffix(".png"), rows, means)
+        print("\n" + format_table(rows + means) + f"\n\nwritten: {path} and {path.with_suffix('.png')}")
+    return code
+
+
+def evaluate_category(settings: Settings, category: str, net: WedgeNet) -> list[dict[str, Any]]:
+    """One row of figures for each ratio."""
+    samples = test_samples(settings, category)
+    loaded = [load_detector(settings, category, ratio, net) for ratio in settings.sampling_ratio]
+    detectors = [detector for detector, _ in loaded]
+    rows = []
+    for ratio, (detector, checkpoint), scored in zip(
+        settings.sampling_ratio, loaded, score_samples(net, detectors, samples, settings, category), strict=True
+    ):
+        metrics = evaluate(scored.labels, scored.scores, scored.masks, scored.maps)
+        print(describe(category, ratio, metrics))
+        row = {"category": category, "ratio": ratio} | asdict(metrics)
+        good = int((scored.labels == 0).sum())
+        row |= {"test_good": good, "test_defective": len(samples) - good, "training_images": checkpoint.training_images}
+        rows.append(row | {"bank_vectors": len(detector.bank), "bank_mb": detector.bank.nbytes / 1e6})
+    return rows
+
+
+def describe(category: str, ratio: float, metrics: Metrics) -> str:
+    """The line that a user looks for."""
+    if metrics.image_auroc is None:
+        return (
+            f"[{category}] Image-level AUROC: undefined ({ratio_name(ratio)}): it takes good and defective test images"
+        )
+    line = f"[{category}] Image-level AUROC: {metrics.image_auroc:.4f}  ({ratio_name(ratio)}: "
+    if metrics.pixel_auroc is not None:
+        line += f"pixel AUROC {metrics.pixel_auroc:.4f}, AUPRO {metrics.aupro:.4f}, "
+    return line + f"F1-max {metrics.f1_max:.4f} at {metrics.f1_threshold:.4g})"
+
+
+def mean_rows(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """For each ratio the mean over the categories, where a figure is defined."""
+    means = []
+    for ratio in dict.fromkeys(row["ratio"] for row in rows):
+        own = [row for row in rows if row["ratio"] == ratio]
+        figures = {
+            name: mean([row[name] for row in own])
+            for name in ("image_auroc", "pixel_auroc", "aupro", "f1_max", "bank_mb")
+        }
+        means.append(dict.fromkeys(own[0]) | {"category": "mean", "ratio": ratio} | figures)
+        if figures["image_auroc"] is not None:
+            print(f"[mean of {len(own)}] Image-level AUROC: {figures['image_auroc']:.4f}  ({ratio_name(ratio)})")
+    return means
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,119 @@
+"""A trained memory bank as a file: everything that its scores depend on, written whole or not at all."""
+
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from models.backbone import build_backbone
+from models.detector import Detector
+from models.errors import InputError
+from models.memory_bank import MemoryBank
+from models.wedge_net import WedgeNet
+from utils.atomic import atomic_file
+from utils.settings import Settings, ratio_name
+
+FORMAT = 1
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """One category's memory bank and what it was made with.
+
+    ``memory_bank`` (M, D) float32; ``settings`` those the embedding depends on; ``frequency`` the stream's own
+    parameters; ``fingerprint`` of the backbone's weights; ``training_digest`` of the training files;
+    ``calibration_scores`` (n,) of training images against a bank without them.
+    """
+
+    memory_bank: Tensor
+    settings: dict[str, Any]
+    frequency: dict[str, Tensor]
+    fingerprint: str
+    category: str
+    sampling_ratio: float
+    sampling_method: str
+    seed: int
+    training_images: int
+    training_digest: str
+    calibration_scores: Tensor
+
+
+def bank_path(save_dir: Path, category: str, ratio: float) -> Path:
+    """SAVE_DIR/10pct/model_data_tile_10pct.pt"""
+    return save_dir / ratio_name(ratio) / f"model_data_{category}_{ratio_name(ratio)}.pt"
+
+
+def save_checkpoint(path: Path, checkpoint: Checkpoint) -> None:
+    """Write to a temporary file, then rename. Raises :class:`InputError` if the disk is full or not writable."""
+    contents = {"format": FORMAT} | {field.name: getattr(checkpoint, field.name) for field in fields(checkpoint)}
+    try:
+        with atomic_file(path) as temporary, open(temporary, "wb") as file:
+            torch.save(contents, file)
+    except (OSError, RuntimeError) as error:
+        reason = getattr(error, "strerror", None) or str(error).splitlines()[0]
+        raise InputError(f"cannot save {path} ({reason}): is the disk full? Nothing that was there is lost") from error
+
+
+def load_checkpoint(path: Path, *, metadata_only: bool = False) -> Checkpoint:
+    """Read a checkpoint; nothing in the file is executed. With ``metadata_only`` the bank stays on the disk.
+
+    Raises :class:`InputError` if the file is absent, truncated, not a WEDGE-Net checkpoint, or of a newer format.
+    """
+    if not path.is_file():
+        raise InputError(f"memory bank {path} is missing: make it with train.py and the same settings")
+    try:
+        contents = torch.load(path, map_location="cpu", weights_only=True, mmap=metadata_only or None)
+    except Exception as error:  # torch raises whatever its unpickler or archive reader met
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise InputError(f"memory bank {path} cannot be read, it is damaged or no checkpoint ({reason})") from error
+    names = {field.name for field in fields(Checkpoint)}
+    if not isinstance(contents, dict) or not isinstance(contents.get("format"), int):
+        raise InputError(f"{path} is not a WEDGE-Net memory bank: it has no format version")
+    if contents["format"] > FORMAT:
+        raise InputError(
+            f"{path} has format {contents['format']}, newer than this program's {FORMAT}: update WEDGE-Net"
+        )
+    if missing := sorted(names - set(contents)):
+        raise InputError(f"{path} is not a complete WEDGE-Net memory bank: it lacks {', '.join(missing)}")
+    return Checkpoint(**{name: contents[name] for name in names})
+
+
+def misfit(checkpoint: Checkpoint, settings: Settings, net: WedgeNet) -> str | None:
+    """The first way in which a bank does not fit the present settings and network, or None if it does."""
+    for name, wanted in settings.embedding().items():
+        saved = checkpoint.settings.get(name)
+        if saved != wanted:
+            return f"it was made with {name} = {saved!r}, the setting is {wanted!r}"
+    if checkpoint.fingerprint != net.fingerprint:
+        return f"it was made with other backbone weights ({checkpoint.fingerprint}, now {net.fingerprint})"
+    if checkpoint.memory_bank.shape[1] != net.dim:
+        return f"its vectors have {checkpoint.memory_bank.shape[1]} dimensions, the embedding has {net.dim}"
+    return None
+
+
+def build_net(settings: Settings) -> WedgeNet:
+    """The embedding network that the settings describe."""
+    return WedgeNet(
+        build_backbone(settings.backbone, settings.backbone_weights),
+        wavelet=settings.wavelet_type,
+        frequency_stream=settings.frequency_stream,
+        use_semantic=settings.use_semantic,
+        seed=settings.seed,
+        device=settings.device,
+        engine=settings.engine,
+    )
+
+
+def load_detector(settings: Settings, category: str, ratio: float, net: WedgeNet) -> tuple[Detector, Checkpoint]:
+    """The detector of one category and ratio; ``net`` takes over the frequency stream's saved parameters.
+
+    Raises :class:`InputError` if its bank is missing, unreadable, or does not fit the settings (which one is said).
+    """
+    path = bank_path(settings.save_dir, category, ratio)
+    checkpoint = load_checkpoint(path)
+    if reason := misfit(checkpoint, settings, net):
+        raise InputError(f"memory bank {path} does not fit: {reason}; change the setting or train again")
+    net.load_frequency(checkpoint.frequency)
+    return Detector(net, MemoryBank(checkpoint.memory_bank), settings.image_size), checkpoint

@@ -1,0 +1,172 @@
+"""The data set on disk: which categories there are, which files they hold, and batches of them as tensors."""
+
+import hashlib
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from models.errors import InputError
+from utils.image import EXTENSIONS, Geometry, read_image, read_mask
+from utils.mvtec import MVTEC_CATEGORIES
+from utils.settings import Settings
+
+GOOD = "good"
+HOW_TO_GET_DATA = (
+    "get MVTec AD with 'python prepare_data.py mvtec', or a rendered sample with 'python prepare_data.py sample'"
+)
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One image of a category: its file, its defect ('good' if none) and its mask (None for good ones)."""
+
+    path: Path
+    defect: str
+    mask: Path | None = None
+
+    @property
+    def label(self) -> int:
+        """0 for a good part, 1 for a defective one."""
+        return int(self.defect != GOOD)
+
+
+@dataclass(frozen=True)
+class Batch:
+    """``images`` (B, 3, H, W) float32 in [0, 1]; ``masks`` (B, H, W) bool; ``samples`` their files, in order."""
+
+    images: Tensor
+    masks: Tensor
+    samples: list[Sample]
+
+
+def find_categories(settings: Settings) -> list[str]:
+    """The categories that CATEGORY asks for, in MVTec's order, then others by name.
+
+    'all' takes whatever is there and says once which of MVTec's 15 are not. Raises :class:`InputError` if DATA_PATH or
+    a category that was named is absent.
+    """
+    root = settings.data_path
+    if not root.is_dir():
+        raise InputError(f"DATA_PATH {root} is not a folder: {HOW_TO_GET_DATA}")
+    present = sorted(folder.name for folder in root.iterdir() if (folder / "train" / GOOD).is_dir())
+    if settings.category.lower() == "all":
+        if not present:
+            raise InputError(
+                f"DATA_PATH {root} holds no category (a folder with train/{GOOD} in it): {HOW_TO_GET_DATA}"
+            )
+        absent = [name for name in MVTEC_CATEGORIES if name not in present]
+        if absent and len(absent) < len(MVTEC_CATEGORIES):
+            print(f"note: of MVTec AD's categories these are not in {root}: {', '.join(absent)}", file=sys.stderr)
+        known = [name for name in MVTEC_CATEGORIES if name in present]
+        return known + [name for name in present if name not in known]
+    names = list(dict.fromkeys(name.strip() for name in settings.category.split(",") if name.strip()))
+    for name in names:
+        if Path(name).name != name or name in ("", ".", ".."):
+            raise InputError(f"CATEGORY {name!r} is not a folder's name")
+        if not (root / name).is_dir():
+            there = f"there are: {', '.join(present)}" if present else HOW_TO_GET_DATA
+            raise InputError(f"category {name!r} is not in DATA_PATH {root}; {there}")
+    if not names:
+        raise InputError("CATEGORY names no category")
+    return names
+
+
+def _images(folder: Path) -> list[Path]:
+    return sorted(
+        file for file in folder.iterdir() if file.suffix.lower() in EXTENSIONS and not file.name.startswith(".")
+    )
+
+
+def train_samples(settings: Settings, category: str) -> list[Sample]:
+    """The good images that a category is trained on. Raises :class:`InputError` if there are none."""
+    folder = settings.data_path / category / "train" / GOOD
+    samples = [Sample(path, GOOD) for path in _images(folder)] if folder.is_dir() else []
+    if not samples:
+        raise InputError(f"{folder} holds no image ({', '.join(EXTENSIONS)}): training needs good parts there")
+    return samples
+
+
+def test_samples(settings: Settings, category: str) -> list[Sample]:
+    """The test images of a category, good ones first, then defect by defect.
+
+    Without a ground_truth folder no image has a mask; with one, each defective image must have its own
+    (``<name>_mask.png``). Raises :class:`InputError` if a mask or every test image is missing.
+    """
+    root = settings.data_path / category
+    folders = sorted(path for path in (root / "test").glob("*") if path.is_dir())
+    samples = []
+    for folder in sorted(folders, key=lambda path: path.name != GOOD):
+        for path in _images(folder):
+            mask = None
+            if folder.name != GOOD and (root / "ground_truth").is_dir():
+                mask = root / "ground_truth" / folder.name / f"{path.stem}_mask.png"
+                if not mask.is_file():
+                    raise InputError(f"mask {mask} of image {path} is missing")
+            samples.append(Sample(path, folder.name, mask))
+    if not samples:
+        raise InputError(f"{root / 'test'} holds no image in test/{GOOD} or test/<defect>")
+    return samples
+
+
+def files_digest(samples: Sequence[Sample]) -> str:
+    """A short hash of the files' names and sizes: was a bank trained on these files, wherever they lie now?"""
+    lines = "\n".join(f"{sample.path.name} {sample.path.stat().st_size}" for sample in samples)
+    return hashlib.sha256(lines.encode()).hexdigest()[:16]
+
+
+class _Decoded(Dataset):
+    """Item i: sample i's pixels (H, W, 3) and mask (H, W), uint8; or the InputError that decoding it met."""
+
+    def __init__(self, samples: Sequence[Sample], settings: Settings):
+        self.samples = samples
+        self.geometry = Geometry(settings.image_size, settings.resize, settings.center_crop)
+
+    def __len__(self) -> int:
+        return len(self.samples)
+
+    def __getitem__(self, index: int) -> tuple[np.ndarray, np.ndarray] | InputError:
+        sample = self.samples[index]
+        try:
+            image = read_image(sample.path)
+            pixels = self.geometry.apply(image)
+            if sample.mask is None:
+                return pixels, np.zeros(pixels.shape[:2], np.uint8)
+            mask = read_mask(sample.mask, image.size)
+            return pixels, self.geometry.apply(mask, Image.Resampling.NEAREST)
+        except InputError as error:
+            # Raised in a worker it would come back with the worker's traceback in its message.
+            return error
+
+
+def _collate(items: list[tuple[np.ndarray, np.ndarray] | InputError]) -> tuple[Tensor, Tensor] | InputError:
+    for item in items:
+        if isinstance(item, InputError):
+            return item
+    images, masks = zip(*items, strict=True)
+    return torch.from_numpy(np.stack(images)), torch.from_numpy(np.stack(masks))
+
+
+def batches(samples: Sequence[Sample], settings: Settings) -> Iterator[Batch]:
+    """The samples in order, BATCH_SIZE at a time, decoded in NUM_WORKERS processes.
+
+    Raises :class:`InputError` naming the file that cannot be used.
+    """
+    workers = min(settings.num_workers, -(-len(samples) // settings.batch_size))
+    loader = DataLoader(
+        _Decoded(samples, settings), settings.batch_size, num_workers=workers, collate_fn=_collate, shuffle=False
+    )
+    start = 0
+    for decoded in loader:
+        if isinstance(decoded, InputError):
+            raise decoded
+        pixels, masks = decoded
+        images = pixels.permute(0, 3, 1, 2).float().div_(255)
+        yield Batch(images, masks > 0, list(samples[start : start + len(images)]))
+        start += len(images)

@@ -1,0 +1,79 @@
+"""From an image file to the pixels that the network sees, with Pillow and NumPy alone, so that an edge device can."""
+
+import warnings
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageOps
+
+from models.errors import InputError
+
+EXTENSIONS = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp")
+MAX_PIXELS = 100_000_000  # a larger picture is refused before it is decoded
+
+
+def read_image(path: Path) -> Image.Image:
+    """Decode an image file to 8-bit RGB, upright (its EXIF rotation applied).
+
+    Grey, palette, RGBA (alpha dropped), CMYK and 16-bit images are converted; of an animation the first frame is taken.
+    Raises :class:`InputError` naming the file if it is absent, empty, truncated, too large or no image.
+    """
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # our own limit follows
+            with Image.open(path) as image:
+                if image.width * image.height > MAX_PIXELS:
+                    raise InputError(
+                        f"image {path} has {image.width} x {image.height} pixels, more than "
+                        f"{MAX_PIXELS // 10**6} megapixels: scale it down first"
+                    )
+                return _to_rgb(ImageOps.exif_transpose(image))
+    except InputError:
+        raise
+    except FileNotFoundError:
+        raise InputError(f"image {path} is not there") from None
+    except Exception as error:  # a broken file can make a decoder raise anything
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise InputError(f"image {path} cannot be read ({reason}): replace or remove it") from None
+
+
+def read_mask(path: Path, size: tuple[int, int]) -> Image.Image:
+    """Decode a ground-truth mask to 0 and 255 (anything that is not black is defect).
+
+    Raises :class:`InputError` if it cannot be read or has another ``size`` (width, height) than its image.
+    """
+    mask = read_image(path).convert("L")
+    if mask.size != size:
+        raise InputError(f"mask {path} has size {mask.width} x {mask.height}, its image has {size[0]} x {size[1]}")
+    return mask.point(lambda value: 255 if value else 0)
+
+
+def _to_rgb(image: Image.Image) -> Image.Image:
+    if image.mode.startswith("I"):  # 16 bits in one channel, or 32 that hold 16
+        values = np.asarray(image).astype(np.int64)
+        if values.min() < 0 or values.max() > 65535:
+            raise ValueError("more than 16 bits a pixel")
+        return Image.fromarray((values // 257).astype(np.uint8)).convert("RGB")
+    if image.mode == "F":
+        raise ValueError("floating-point pixels")
+    return image.convert("RGB")
+
+
+@dataclass(frozen=True)
+class Geometry:
+    """How an image is brought to ``image_size`` x ``image_size`` pixels; an image and its mask go through the same."""
+
+    image_size: int
+    resize: int
+    center_crop: bool
+
+    def apply(self, image: Image.Image, resample: Image.Resampling = Image.Resampling.BILINEAR) -> np.ndarray:
+        """(H, W[, 3]) uint8. The shorter side becomes ``resize`` and the centre is cut out, or the whole is resized."""
+        if not self.center_crop:
+            return np.asarray(image.resize((self.image_size, self.image_size), resample))
+        scale = self.resize / min(image.size)
+        width, height = (max(self.resize, int(side * scale)) for side in image.size)
+        left, top = (width - self.image_size) // 2, (height - self.image_size) // 2
+        box = (left, top, left + self.image_size, top + self.image_size)
+        return np.asarray(image.resize((width, height), resample).crop(box))

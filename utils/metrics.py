@@ -1,0 +1,77 @@
+"""How well scores part defective from good: the benchmarks' usual figures, each between 0 and 1."""
+
+from dataclasses import dataclass
+
+import numpy as np
+from scipy import ndimage
+from sklearn.metrics import auc, precision_recall_curve, roc_auc_score
+
+AUPRO_LIMIT = 0.3  # false-positive rate up to which AUPRO integrates
+
+
+@dataclass(frozen=True)
+class Metrics:
+    """None where a figure is undefined: no good or no defective image, no masks."""
+
+    image_auroc: float | None
+    pixel_auroc: float | None
+    aupro: float | None
+    f1_max: float | None
+    f1_threshold: float | None
+
+
+def auroc(labels: np.ndarray, scores: np.ndarray) -> float | None:
+    """Area under the ROC curve; ``labels`` 0 or 1. None if only one class is there."""
+    if labels.min(initial=1) == labels.max(initial=0):
+        return None
+    return float(roc_auc_score(labels, scores))
+
+
+def f1_max(labels: np.ndarray, scores: np.ndarray) -> tuple[float | None, float | None]:
+    """The best F1 that any threshold gives, and the lowest score that still counts as defective there."""
+    if labels.min(initial=1) == labels.max(initial=0):
+        return None, None
+    precision, recall, thresholds = precision_recall_curve(labels, scores)
+    f1 = 2 * precision * recall / np.maximum(precision + recall, 1e-12)
+    best = int(np.argmax(f1[:-1]))
+    return float(f1[best]), float(thresholds[best])
+
+
+def aupro(masks: np.ndarray, maps: np.ndarray, limit: float = AUPRO_LIMIT) -> float | None:
+    """Area under the per-region-overlap curve up to a false-positive rate of ``limit``, divided by ``limit``.
+
+    Per-region overlap at a threshold is the share of a connected defect region (8 neighbours) that the map marks,
+    averaged over all regions of all images, so that a small defect counts as much as a large one (Bergmann et al.,
+    "The MVTec Anomaly Detection Dataset", IJCV 2021).
+
+    Args:
+        masks: (N, H, W) bool.
+        maps: (N, H, W) anomaly maps.
+        limit: in (0, 1].
+    """
+    if not masks.any() or masks.all():
+        return None
+    weight = np.zeros(masks.shape, np.float64)  # what marking a pixel adds to the mean overlap
+    regions = 0
+    for mask, share in zip(masks, weight, strict=True):
+        labelled, count = ndimage.label(mask, structure=np.ones((3, 3)))
+        sizes = np.bincount(labelled.ravel(), minlength=count + 1)
+        share[mask] = 1 / sizes[labelled[mask]]
+        regions += count
+    order = np.argsort(maps, axis=None)[::-1]
+    scores = maps.ravel()[order]
+    last_of_score = np.append(np.flatnonzero(np.diff(scores)), scores.size - 1)  # equal scores are marked together
+    overlap = np.cumsum(weight.ravel()[order])[last_of_score] / regions
+    normal = np.cumsum(~masks.ravel()[order])[last_of_score]
+    rate, overlap = np.append(0, normal / normal[-1]), np.append(0, overlap)
+    inside = rate < limit
+    at_limit = np.interp(limit, rate, overlap)
+    return float(auc(np.append(rate[inside], limit), np.append(overlap[inside], at_limit)) / limit)
+
+
+def evaluate(labels: np.ndarray, scores: np.ndarray, masks: np.ndarray | None, maps: np.ndarray | None) -> Metrics:
+    """All figures of one category: image ``labels`` and ``scores`` (N,), ``masks`` and ``maps`` (N, H, W) or None."""
+    best, threshold = f1_max(labels, scores)
+    pixel = None if masks is None else auroc(masks.ravel().astype(np.uint8), maps.ravel())
+    overlap = None if masks is None else aupro(masks, maps)
+    return Metrics(auroc(labels, scores), pixel, overlap, best, threshold)

@@ -1,0 +1,257 @@
+"""config.py and the command line, checked once and frozen: every script starts here.
+
+A setting is one constant of config.py, one flag (``IMAGE_SIZE``: ``--image-size``), one field of :class:`Settings`.
+"""
+
+import argparse
+import ast
+import dataclasses
+import difflib
+import os
+import runpy
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import ModuleType
+from typing import Any, NoReturn
+
+import pywt
+import torch
+from models.engine import ENGINES
+
+from models.backbone import BACKBONES
+from models.errors import InputError
+from models.frequency import STREAMS
+
+ALL_RATIOS = (1.0, 0.1, 0.01)
+
+Check = Callable[[Any], Any]  # value as given -> value as used; raises ValueError("what is allowed")
+
+
+def _integer(low: int) -> Check:
+    def check(value: Any) -> int:
+        if isinstance(value, bool) or not isinstance(value, int) or value < low:
+            raise ValueError(f"a whole number of at least {low}")
+        return value
+
+    return check
+
+
+def _text(value: Any) -> str:
+    if not isinstance(value, (str, os.PathLike)) or not str(value).strip() or "\0" in str(value):
+        raise ValueError("a text that is not empty")
+    return str(value).strip()
+
+
+def _path(value: Any) -> Path:
+    return Path(_text(value)).expanduser()
+
+
+def _optional_text(value: Any) -> str | None:
+    return None if value is None else _text(value)
+
+
+def _truth(value: Any) -> bool:
+    if not isinstance(value, bool):
+        raise ValueError("True or False")
+    return value
+
+
+def _choice(*allowed: str) -> Check:
+    def check(value: Any) -> str:
+        if value not in allowed:
+            raise ValueError("one of " + ", ".join(allowed))
+        return value
+
+    return check
+
+
+def _wavelet(value: Any) -> str:
+    if value not in pywt.wavelist(kind="discrete"):
+        raise ValueError("a discrete wavelet of PyWavelets, such as haar, db2, sym4 or bior2.2")
+    return value
+
+
+def _workers(value: Any) -> int:
+    if value == "auto":
+        # A worker on the only core would just take turns with the model.
+        return min(4, len(os.sched_getaffinity(0)) - 1) if hasattr(os, "sched_getaffinity") else 0
+    try:
+        return _integer(0)(value)
+    except ValueError:
+        raise ValueError("'auto' or a whole number of at least 0") from None
+
+
+def _ratios(value: Any) -> tuple[float, ...]:
+    """0.1, '0.1', '0.1, 0.01', a list of numbers or 'all' -> the ratios in descending order."""
+    allowed = "numbers in (0, 1], such as 0.1 or '0.1, 0.01', or 'all' for 1, 0.1 and 0.01"
+    if isinstance(value, str):
+        if value.strip().lower() == "all":
+            return ALL_RATIOS
+        value = value.split(",")
+    try:
+        ratios = {float(v) for v in (value if isinstance(value, (list, tuple)) else [value]) if not isinstance(v, bool)}
+    except (TypeError, ValueError):
+        raise ValueError(allowed) from None
+    if not ratios or not all(0 < ratio <= 1 for ratio in ratios):
+        raise ValueError(allowed)
+    return tuple(sorted(ratios, reverse=True))
+
+
+def _device(value: Any) -> torch.device:
+    allowed = "'auto', 'cpu', 'cuda', 'cuda:N' or 'mps'"
+    if not isinstance(value, str):
+        raise ValueError(allowed)
+    if value == "auto":
+        value = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+    try:
+        device = torch.device(value)
+    except RuntimeError:
+        raise ValueError(allowed) from None
+    if device.type not in ("cpu", "cuda", "mps"):
+        raise ValueError(allowed)
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise ValueError(f"'auto' or 'cpu' here: this machine shows {torch.cuda.device_count()} CUDA devices to torch")
+    if device.type == "mps" and not torch.backends.mps.is_available():
+        raise ValueError("'auto' or 'cpu' here: this machine has no MPS device")
+    return device
+
+
+def _setting(check: Check, meaning: str, constant: str | None = None) -> Any:
+    return dataclasses.field(metadata={"check": check, "meaning": meaning, "constant": constant})
+
+
+@dataclass(frozen=True)
+class Settings:
+    """All settings, valid and in the form the code uses. Fields are the constants of config.py in lower case."""
+
+    data_path: Path = _setting(_path, "data set in the MVTec AD layout")
+    category: str = _setting(_text, "one category, a comma list, or 'all'")
+    image_size: int = _setting(_integer(32), "height and width that the network sees, in pixels")
+    resize: int = _setting(_integer(32), "length of the shorter side before the centre crop, in pixels")
+    center_crop: bool = _setting(_truth, "cut out the centre (True) or resize the whole image (False)")
+    batch_size: int = _setting(_integer(1), "images at a time")
+    num_workers: int = _setting(_workers, "processes that decode images: 'auto' or a number, 0 = none")
+    seed: int = _setting(_integer(0), "seed of the coreset's start, random sampling and the frequency gate")
+    device: torch.device = _setting(_device, "'auto' (CUDA, then MPS, then CPU), 'cpu', 'cuda', 'cuda:N' or 'mps'")
+    engine: str = _setting(_choice(*ENGINES), "what runs the backbone: " + ", ".join(ENGINES))
+    backbone: str = _setting(_choice(*BACKBONES), "frozen network: " + ", ".join(BACKBONES))
+    backbone_weights: str | None = _setting(_optional_text, "None = ImageNet, a state-dict file, or 'random' (dry run)")
+    wavelet_type: str = _setting(_wavelet, "discrete wavelet of PyWavelets for the frequency stream")
+    frequency_stream: str = _setting(_choice(*STREAMS), "frequency stream: " + ", ".join(STREAMS))
+    use_semantic: bool = _setting(_truth, "add the semantic attention stream to the embedding")
+    save_dir: Path = _setting(_path, "folder for banks, tables and figures")
+    sampling_ratio: tuple[float, ...] = _setting(_ratios, "share of patches kept: a number, a comma list, or 'all'")
+    sampling_method: str = _setting(_choice("coreset", "random"), "how patches are chosen: coreset or random")
+    semanticon_dir: Path = _setting(_path, "banks trained with USE_SEMANTIC = True", "SemanticON_DIR")
+    semanticoff_dir: Path = _setting(_path, "banks trained with USE_SEMANTIC = False", "SemanticOFF_DIR")
+    patchcore_dir: Path = _setting(_path, "memory banks of the PatchCore baseline", "PatchCore_DIR")
+
+    def embedding(self) -> dict[str, Any]:
+        """The settings that an embedding depends on, under their constants' names: what a bank must agree with."""
+        names = ("IMAGE_SIZE", "RESIZE", "CENTER_CROP", "BACKBONE", "WAVELET_TYPE", "FREQUENCY_STREAM", "USE_SEMANTIC")
+        values = {name: getattr(self, name.lower()) for name in names}
+        if not self.center_crop:
+            values["RESIZE"] = None  # not used then
+        return values
+
+
+CONSTANTS = {field.metadata["constant"] or field.name.upper(): field for field in dataclasses.fields(Settings)}
+
+
+def make_settings(values: Mapping[str, Any]) -> Settings:
+    """Check ``values`` (a value for each constant of config.py, under its name) and freeze them.
+
+    Raises :class:`InputError` naming the constant, what was given and what is allowed.
+    """
+    checked = {}
+    for constant, field in CONSTANTS.items():
+        if constant not in values:
+            raise InputError(f"setting {constant} is missing from config.py ({field.metadata['meaning']})")
+        try:
+            checked[field.name] = field.metadata["check"](values[constant])
+        except ValueError as error:
+            raise InputError(f"{constant} is {values[constant]!r}; it must be {error}") from None
+    settings = Settings(**checked)
+    if settings.center_crop and settings.resize < settings.image_size:
+        raise InputError(
+            f"RESIZE is {settings.resize}, smaller than the crop: it must be at least IMAGE_SIZE "
+            f"({settings.image_size}), or set CENTER_CROP = False"
+        )
+    return settings
+
+
+class SettingsParser(argparse.ArgumentParser):
+    """A script's command line: a flag for every setting, ``--config FILE``, and what the script itself adds."""
+
+    def __init__(self, config: ModuleType, description: str | None):
+        super().__init__(
+            description=description, allow_abbrev=False, formatter_class=argparse.RawDescriptionHelpFormatter
+        )
+        self.config = config
+
+    def error(self, message: str) -> NoReturn:
+        raise InputError(f"{message} (--help lists every flag)")
+
+    def read(self, argv: Sequence[str] | None = None) -> tuple[Settings, argparse.Namespace]:
+        """Merge config.py, ``--config FILE`` and the flags; returns the settings and the script's own options."""
+        first = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+        first.error = self.error  # type: ignore[method-assign]
+        first.add_argument("--config")
+        values = _constants(vars(self.config), "config.py")
+        file = first.parse_known_args(argv)[0].config
+        if file is not None:
+            values |= _constants(_run_file(file), file)
+
+        self.add_argument("--config", metavar="FILE", help="a file like config.py; what it leaves out keeps its value")
+        group = self.add_argument_group("settings, with their present values")
+        for constant, field in CONSTANTS.items():
+            group.add_argument(
+                "--" + constant.lower().replace("_", "-"),
+                dest=constant,
+                default=argparse.SUPPRESS,
+                metavar="VALUE",
+                help=f"{field.metadata['meaning']} (now: {values.get(constant)})".replace("%", "%%"),
+            )
+        options = self.parse_args(argv)
+        for constant, field in CONSTANTS.items():
+            if hasattr(options, constant):
+                values[constant] = _from_text(getattr(options, constant), field.metadata["check"])
+                delattr(options, constant)
+        return make_settings(values), options
+
+
+def _from_text(text: str, check: Check) -> Any:
+    """A flag's text as the constant would be written: numbers, True, False and None, unless the setting takes text."""
+    if check in (_text, _path):
+        return text
+    spelled = {"true": True, "false": False, "none": None}
+    if text.lower() in spelled:
+        return spelled[text.lower()]
+    try:
+        return ast.literal_eval(text)
+    except (ValueError, SyntaxError):
+        return text
+
+
+def _run_file(file: str) -> dict[str, Any]:
+    try:
+        return runpy.run_path(file)
+    except OSError as error:
+        raise InputError(f"--config {file}: {error.strerror or error}") from None
+    except Exception as error:  # the user's file may raise anything
+        raise InputError(f"--config {file}: {type(error).__name__}: {error}") from None
+
+
+def _constants(namespace: Mapping[str, Any], file: str) -> dict[str, Any]:
+    """The settings among a config file's names. A constant that is not a setting is a slip worth stopping for."""
+    for name in namespace:
+        if name not in CONSTANTS and name.isupper() and not name.startswith("_"):
+            near = difflib.get_close_matches(name, CONSTANTS, n=1)
+            raise InputError(f"unknown setting {name} in {file}" + (f"; did you mean {near[0]}?" if near else ""))
+    return {name: namespace[name] for name in CONSTANTS if name in namespace}
+
+
+def ratio_name(ratio: float) -> str:
+    """The name of a sampling ratio in folders and files: 1.0 -> '100pct', 0.1 -> '10pct', 0.001 -> '0_1pct'."""
+    return f"{ratio * 100:.10g}".replace(".", "_") + "pct"
