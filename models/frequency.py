@@ -63,7 +63,9 @@ class FrequencyGate(nn.Module):
     def __init__(self, wavelet: str, channels: tuple[int, int], seed: int):
         super().__init__()
         self.transform = WaveletTransform(wavelet)
-        self.convolutions = nn.ModuleList(nn.Conv2d(3, width, kernel_size=3, padding=1) for width in channels)
+        self.convolutions = nn.ModuleList(  # skip_init: PyTorch's own initialisation would use the global generator
+            nn.utils.skip_init(nn.Conv2d, 3, width, kernel_size=3, padding=1) for width in channels
+        )
         generator = torch.Generator().manual_seed(seed)
         for convolution in self.convolutions:
             nn.init.kaiming_normal_(convolution.weight, generator=generator)

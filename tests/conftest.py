@@ -1,0 +1,71 @@
+"""A data set small enough to train on in a second, and the command line that fits it."""
+
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+SIZE = 96
+
+
+def draw_part(rng: np.random.Generator) -> np.ndarray:
+    """A (SIZE, SIZE, 3) uint8 picture of stripes under changing light."""
+    x = np.arange(SIZE) + rng.uniform(0, 8)
+    stripes = 120 + 40 * np.sin(2 * np.pi * x / 12)[None, :] + rng.uniform(-8, 8)
+    grey = stripes + rng.normal(0, 5, (SIZE, SIZE))
+    return np.clip(np.stack([grey, grey * 0.9, grey * 0.8], axis=2), 0, 255).astype(np.uint8)
+
+
+def make_category(root: Path, name: str, seed: int, train: int = 8, good: int = 4, bad: int = 4) -> Path:
+    """Write one category in the MVTec layout; its defects are dark squares."""
+    rng = np.random.default_rng(seed)
+    for folder, count in {"train/good": train, "test/good": good}.items():
+        (root / name / folder).mkdir(parents=True)
+        for index in range(count):
+            Image.fromarray(draw_part(rng)).save(root / name / folder / f"{index:03d}.png")
+    for folder in ("test/spot", "ground_truth/spot"):
+        (root / name / folder).mkdir(parents=True)
+    for index in range(bad):
+        pixels, mask = draw_part(rng), np.zeros((SIZE, SIZE), np.uint8)
+        top, left = rng.integers(24, 60, 2)
+        mask[top : top + 12, left : left + 12] = 255
+        pixels[mask > 0] //= 2
+        Image.fromarray(pixels).save(root / name / "test/spot" / f"{index:03d}.png")
+        Image.fromarray(mask).save(root / name / "ground_truth/spot" / f"{index:03d}_mask.png")
+    return root / name
+
+
+@pytest.fixture
+def data(tmp_path: Path) -> Path:
+    """DATA_PATH with the categories 'tile' and 'bolt'."""
+    root = tmp_path / "data"
+    make_category(root, "tile", 0)
+    make_category(root, "bolt", 1)
+    return root
+
+
+@pytest.fixture
+def flags(data: Path, tmp_path: Path) -> list[str]:
+    """What every script is called with here: the small data set, the small backbone, an own SAVE_DIR."""
+    pairs = {
+        "data-path": data,
+        "save-dir": tmp_path / "out",
+        "backbone": "efficientnet_lite0",
+        "image-size": 64,
+        "resize": 72,
+        "batch-size": 5,
+        "num-workers": 0,
+        "device": "cpu",
+    }
+    return [text for name, value in pairs.items() for text in (f"--{name}", str(value))]
+
+
+@pytest.fixture
+def magnetic_tile() -> Path:
+    """The real data set, if MTD_ROOT names the folder of its category."""
+    root = os.environ.get("MTD_ROOT")
+    if not root:
+        pytest.skip("MTD_ROOT does not name the magnetic_tile data set")
+    return Path(root)

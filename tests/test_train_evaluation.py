@@ -1,0 +1,308 @@
+"""train.py and evaluation.py as a user runs them."""
+
+import csv
+import os
+import re
+import resource
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from sklearn.metrics import roc_auc_score
+
+import config
+import evaluation
+import train
+from utils.checkpoint import build_net, load_checkpoint, load_detector
+from utils.dataset import test_samples
+from utils.inference import score_samples
+from utils.settings import SettingsParser
+
+test_samples.__test__ = False
+ROOT = Path(train.__file__).parent
+
+
+def run(script, flags, *more, env=None, **options):
+    """Run a script in a process of its own."""
+    command = [sys.executable, str(ROOT / script), *flags, *more]
+    return subprocess.run(command, capture_output=True, text=True, env=os.environ | (env or {}), check=False, **options)
+
+
+def bank(tmp_path, ratio="10pct", category="tile"):
+    return tmp_path / "out" / ratio / f"model_data_{category}_{ratio}.pt"
+
+
+def rows(tmp_path):
+    with open(tmp_path / "out/final_evaluation_results.csv", newline="", encoding="utf-8") as file:
+        return list(csv.DictReader(file))
+
+
+def scores_of(flags):
+    settings, _ = SettingsParser(config, None).read(flags)
+    net = build_net(settings)
+    detector, _ = load_detector(settings, "tile", 0.1, net)
+    return score_samples(net, [detector], test_samples(settings, "tile"), settings, "test")[0]
+
+
+def test_all_categories_and_ratios(flags, tmp_path, capsys):
+    every = [*flags, "--category", "all", "--sampling-ratio", "all"]
+    assert train.main(every) == 0
+    assert evaluation.main(every) == 0
+    shown = capsys.readouterr().out
+    assert len(re.findall(r"^\[tile\] Image-level AUROC: [01]\.\d{4}", shown, re.M)) == 3
+    assert len(re.findall(r"^\[mean of 2\] Image-level AUROC", shown, re.M)) == 3
+
+    table = rows(tmp_path)
+    assert [row["category"] for row in table] == ["tile", "bolt"] * 3 + ["mean"] * 3
+    assert [row["ratio"] for row in table] == ["1.0"] * 2 + ["0.1"] * 2 + ["0.01"] * 2 + ["1.0", "0.1", "0.01"]
+    assert [int(row["bank_vectors"]) for row in table[::2][:3]] == [8 * 64, 51, 5]
+    assert (tmp_path / "out/final_evaluation_results.png").stat().st_size > 10_000
+    mean = [np.mean([float(row["image_auroc"]) for row in table[:2]])]
+    assert float(table[6]["image_auroc"]) == pytest.approx(mean[0])
+
+
+def test_csv_holds_the_figures_of_the_scores(flags, tmp_path):
+    assert train.main(flags) == 0
+    assert evaluation.main(flags) == 0
+    scored = scores_of(flags)
+    row = rows(tmp_path)[0]
+    assert float(row["image_auroc"]) == pytest.approx(roc_auc_score(scored.labels, scored.scores))
+    assert float(row["pixel_auroc"]) == pytest.approx(roc_auc_score(scored.masks.ravel(), scored.maps.ravel()))
+    assert float(row["image_auroc"]) > 0.8  # dark squares on stripes are not hard
+    assert float(row["pixel_auroc"]) > 0.8
+
+
+def test_two_processes_and_another_place_give_the_same_scores(flags, tmp_path):
+    assert run("train.py", flags).returncode == 0
+    first = scores_of(flags)
+    shutil.move(tmp_path / "out", tmp_path / "kept")
+    assert run("train.py", flags, env={"PYTHONHASHSEED": "7"}).returncode == 0
+    again = scores_of(flags)
+    np.testing.assert_array_equal(first.scores, again.scores)
+    one = load_checkpoint(bank(tmp_path))
+    shutil.rmtree(tmp_path / "out")
+    shutil.move(tmp_path / "kept", tmp_path / "out")
+    other = load_checkpoint(bank(tmp_path))
+    assert torch.equal(one.memory_bank, other.memory_bank)
+    assert torch.equal(one.calibration_scores, other.calibration_scores)
+    np.testing.assert_array_equal(scores_of(flags).scores, first.scores)
+    batch_of_one = scores_of([*flags, "--batch-size", "1"])
+    np.testing.assert_allclose(batch_of_one.scores, first.scores, rtol=1e-4)
+
+
+def test_a_saved_gate_is_used_whatever_the_seed_says(flags):
+    assert train.main(flags) == 0
+    first = scores_of(flags)
+    other = scores_of([*flags, "--seed", "9"])
+    np.testing.assert_array_equal(first.scores, other.scores)
+
+
+def test_what_fits_is_skipped_and_what_does_not_is_kept(flags, tmp_path, capsys):
+    assert train.main(flags) == 0
+    before = bank(tmp_path).read_bytes()
+    capsys.readouterr()
+    assert train.main(flags) == 0
+    assert "skipped (--overwrite" in capsys.readouterr().out
+    for more, reason in {
+        ("--use-semantic", "false"): "USE_SEMANTIC = True, the setting is False",
+        ("--wavelet-type", "db2"): "WAVELET_TYPE = 'haar', the setting is 'db2'",
+        ("--backbone", "resnet18", "--backbone-weights", "random"): "BACKBONE = 'efficientnet_lite0'",
+        ("--backbone-weights", "random"): "other backbone weights",
+        ("--sampling-method", "random"): "coreset sampling",
+        ("--seed", "1"): "SEED 42",
+    }.items():
+        assert train.main([*flags, *more]) == 2
+        error = capsys.readouterr().err.strip().splitlines()[-1]
+        assert reason in error
+        assert "--overwrite" in error
+        assert bank(tmp_path).read_bytes() == before
+    assert train.main([*flags, "--seed", "1", "--overwrite"]) == 0
+    assert load_checkpoint(bank(tmp_path)).seed == 1
+
+
+def test_new_training_images_are_noticed(flags, data, capsys):
+    assert train.main(flags) == 0
+    (data / "tile/train/good/007.png").unlink()
+    assert train.main(flags) == 2
+    assert "8 other training images" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("more", "reason"),
+    [
+        (("--use-semantic", "false"), "USE_SEMANTIC = True, the setting is False"),
+        (("--wavelet-type", "db2"), "WAVELET_TYPE = 'haar', the setting is 'db2'"),
+        (("--backbone", "resnet18", "--backbone-weights", "random"), "BACKBONE = 'efficientnet_lite0'"),
+        (("--backbone-weights", "random"), "other backbone weights"),
+        (("--image-size", "72"), "IMAGE_SIZE = 64, the setting is 72"),
+        (("--sampling-ratio", "0.5"), "50pct.pt is missing"),
+    ],
+)
+def test_evaluation_refuses_a_bank_that_does_not_fit(flags, more, reason, tmp_path, capsys):
+    assert train.main(flags) == 0
+    assert evaluation.main(flags) == 0
+    before = (tmp_path / "out/final_evaluation_results.csv").read_bytes()
+    capsys.readouterr()
+    assert evaluation.main([*flags, *more]) == 2
+    assert reason in capsys.readouterr().err.strip().splitlines()[-1]
+    assert (tmp_path / "out/final_evaluation_results.csv").read_bytes() == before
+
+
+def save(path, contents):
+    torch.save(contents, path)
+
+
+@pytest.mark.parametrize(
+    ("damage", "reason"),
+    [
+        (lambda path: path.write_bytes(path.read_bytes()[:-500]), "damaged"),
+        (lambda path: path.write_bytes(b""), "damaged"),
+        (lambda path: save(path, {"memory_bank": torch.rand(3, 4)}), "no format version"),
+        (lambda path: save(path, {"format": 99}), "newer"),
+        (lambda path: save(path, {"format": 1}), "lacks"),
+        (lambda path: save(path, Path("code")), "damaged or no checkpoint"),
+    ],
+)
+@pytest.mark.parametrize("script", [train, evaluation])
+def test_a_damaged_bank_is_one_line(flags, tmp_path, capsys, damage, reason, script):
+    path = bank(tmp_path)
+    path.parent.mkdir(parents=True)
+    assert train.main(flags) == 0
+    damage(path)
+    before = path.read_bytes()
+    capsys.readouterr()
+    assert script.main(flags) == 2
+    error = capsys.readouterr().err
+    assert reason in error
+    assert len(error.strip().splitlines()) == 1
+    assert path.read_bytes() == before
+
+
+@pytest.mark.parametrize("script", ["train.py", "evaluation.py"])
+def test_bad_use_is_one_line_and_exit_code_2(script, flags, tmp_path):
+    file = tmp_path / "file"
+    file.touch()
+    for more, reason in {
+        ("--data-path", "nowhere"): "prepare_data.py",
+        ("--category", "nut"): "there are: bolt, tile",
+        ("--save-dir", str(file / "out")): "cannot be written",
+        ("--no-such", "1"): "--no-such",
+        ("--sampling-ratio", "0"): "SAMPLING_RATIO",
+    }.items():
+        result = run(script, [*flags, *more])
+        assert result.returncode == 2, result.stderr
+        assert reason in result.stderr
+        assert len(result.stderr.strip().splitlines()) == 1
+        assert "Traceback" not in result.stderr
+
+
+def test_one_broken_category_does_not_cost_the_others(flags, data, tmp_path, capsys):
+    (data / "bolt/train/good/003.png").write_bytes(b"")
+    both = [*flags, "--category", "all"]
+    assert train.main(both) == 1
+    error = capsys.readouterr().err
+    assert "003.png" in error
+    assert "1 of 2 failed: bolt" in error
+    assert bank(tmp_path).exists()
+    assert evaluation.main(both) == 1
+    assert [row["category"] for row in rows(tmp_path)] == ["tile", "mean"]
+
+
+def test_no_defective_test_image_leaves_cells_empty(flags, data, tmp_path, capsys):
+    shutil.rmtree(data / "tile/test/spot")
+    assert train.main(flags) == 0
+    assert evaluation.main(flags) == 0
+    assert "AUROC: undefined" in capsys.readouterr().out
+    assert rows(tmp_path)[0]["image_auroc"] == ""
+
+
+def test_a_tiny_ratio_keeps_one_vector_and_says_so(flags, tmp_path, capsys):
+    tiny = [*flags, "--sampling-ratio", "0.0001"]
+    assert train.main(tiny) == 0
+    assert "keeping 1" in capsys.readouterr().err
+    assert len(load_checkpoint(bank(tmp_path, "0_01pct")).memory_bank) == 1
+    assert evaluation.main(tiny) == 0
+
+
+def test_random_sampling(flags, tmp_path):
+    assert train.main([*flags, "--sampling-method", "random"]) == 0
+    saved = load_checkpoint(bank(tmp_path))
+    assert saved.sampling_method == "random"
+    assert len(saved.memory_bank.unique(dim=0)) == 51
+
+
+def test_smaller_banks_are_part_of_larger_ones(flags, tmp_path):
+    assert train.main([*flags, "--sampling-ratio", "all"]) == 0
+    banks = [load_checkpoint(bank(tmp_path, name)).memory_bank for name in ("1pct", "10pct", "100pct")]
+    for small, large in zip(banks, banks[1:], strict=False):
+        assert torch.cdist(small, large).amin(dim=1).max() < 1e-5
+
+
+def test_an_interrupt_while_saving_leaves_no_file_and_a_rerun_completes(flags, tmp_path, monkeypatch, capsys):
+    real = torch.save
+
+    def interrupted(contents, file):
+        file.write(b"half")
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(torch, "save", interrupted)
+    assert train.main(flags) == 130
+    assert "run the same command again" in capsys.readouterr().err
+    assert [path for path in (tmp_path / "out").rglob("*") if path.is_file()] == []
+    monkeypatch.setattr(torch, "save", real)
+    assert train.main(flags) == 0
+    assert evaluation.main(flags) == 0
+
+
+def test_a_full_disk_keeps_the_old_bank(flags, tmp_path):
+    """No file may grow over 40 kB: the kernel refuses the write as it does on a full disk."""
+    assert train.main([*flags, "--sampling-ratio", "0.01"]) == 0
+    old = bank(tmp_path, "1pct")
+    before = old.read_bytes()
+
+    def limit():
+        resource.setrlimit(resource.RLIMIT_FSIZE, (40_000, 40_000))
+
+    result = run("train.py", flags, "--sampling-ratio", "1, 0.01", "--overwrite", preexec_fn=limit)
+    assert result.returncode == 2, result.stderr
+    assert "is the disk full?" in result.stderr
+    assert len(result.stderr.strip().splitlines()) == 1
+    assert old.read_bytes() == before
+    assert [path for path in (tmp_path / "out").rglob("*") if path.is_file()] == [old]
+
+
+def test_out_of_memory_says_what_to_lower(flags, monkeypatch, capsys):
+    def exhausted(*_args, **_kwargs):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(train, "extract_features", exhausted)
+    assert train.main(flags) == 2
+    assert "BATCH_SIZE" in capsys.readouterr().err
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a CUDA device")
+def test_cuda_where_there_is_none(flags, capsys):
+    assert train.main([*flags, "--device", "cuda"]) == 2
+    assert "DEVICE" in capsys.readouterr().err
+
+
+def test_real_images(magnetic_tile, tmp_path):
+    """magnetic_tile, every tenth training image: far better than chance, by a margin that noise does not eat."""
+    root = tmp_path / "real"
+    for source in sorted(magnetic_tile.rglob("*")):
+        if source.is_file() and (source.parts[-3] != "train" or int(source.stem) % 10 == 0):
+            target = root / "magnetic_tile" / source.relative_to(magnetic_tile)
+            target.parent.mkdir(parents=True, exist_ok=True)
+            target.symlink_to(source)
+    real = ["--data-path", str(root), "--category", "magnetic_tile", "--backbone", "efficientnet_lite0"]
+    real += ["--save-dir", str(tmp_path / "out"), "--center-crop", "false", "--sampling-ratio", "0.1", "--device", "cpu"]
+    assert train.main(real) == 0
+    assert evaluation.main(real) == 0
+    row = rows(tmp_path)[0]
+    assert (int(row["test_good"]), int(row["test_defective"])) == (191, 392)
+    assert float(row["image_auroc"]) > 0.85
+    assert float(row["pixel_auroc"]) > 0.7
