@@ -14,9 +14,8 @@ from typing import Any
 
 import config
 from models.wedge_net import WedgeNet
-from utils.atomic import check_writable
 from utils.checkpoint import build_net, load_detector
-from utils.console import command, for_each
+from utils.console import check_writable, command, for_each
 from utils.dataset import find_categories, test_samples
 from utils.figures import draw_evaluation
 from utils.inference import score_samples

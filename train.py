@@ -18,9 +18,8 @@ from models.coreset import greedy_coreset, random_subset
 from models.errors import InputError
 from models.scoring import AnomalyMap
 from models.wedge_net import WedgeNet, grid_size
-from utils.atomic import check_writable
 from utils.checkpoint import Checkpoint, bank_path, build_net, load_checkpoint, misfit, save_checkpoint
-from utils.console import command, for_each
+from utils.console import check_writable, command, for_each
 from utils.dataset import Sample, files_digest, find_categories, train_samples
 from utils.inference import extract_features
 from utils.settings import Settings, SettingsParser

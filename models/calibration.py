@@ -26,12 +26,10 @@ def held_out_scores(features: Tensor, vectors: Tensor, owners: Tensor, anomaly_m
         anomaly_map: turns distances into maps.
 
     Returns:
-        (n,) scores, n <= N: evenly spaced images where the bank is so large that all of them would take too long; empty
-        if there is only one image, which nothing else can judge.
+        (n,) scores, n <= N: evenly spaced images where the bank is so large that all of them would take too long, and
+        none for a fold that the whole bank comes from, since nothing is left to judge it by.
     """
     images, patches, dim = features.shape
-    if images == 1:
-        return torch.zeros(0)
     count = min(images, max(_FEWEST, int(_BUDGET / (patches * len(vectors) * dim))))
     chosen = torch.linspace(0, images - 1, count).round().long()
     grid = (anomaly_map.rows.shape[1], anomaly_map.columns.shape[1])
@@ -42,8 +40,10 @@ def held_out_scores(features: Tensor, vectors: Tensor, owners: Tensor, anomaly_m
         start, stop = torch.searchsorted(owners, torch.tensor([first, last])).tolist()
         # Two slices rather than one bank put together: they are views, and a bank may be as large as memory allows.
         others = [MemoryBank(part.to(device)) for part in (vectors[:start], vectors[stop:]) if len(part)]
+        if not others:
+            continue
         for image in chosen[(chosen >= first) & (chosen < last)].tolist():
             queries = features[image].to(device)
             distances = torch.stack([bank.nearest(queries) for bank in others]).amin(dim=0)
             scores.append(image_scores(anomaly_map(distances.view(1, *grid))))
-    return torch.cat(scores).cpu()
+    return torch.cat(scores).cpu() if scores else torch.zeros(0)

@@ -18,7 +18,8 @@ test_samples.__test__ = False  # a function of ours, not a test
 @pytest.fixture
 def settings(data):
     return make_settings(
-        DEFAULTS | {"DATA_PATH": data, "IMAGE_SIZE": 64, "RESIZE": 72, "NUM_WORKERS": 0, "BATCH_SIZE": 3, "DEVICE": "cpu"}
+        DEFAULTS
+        | {"DATA_PATH": data, "IMAGE_SIZE": 64, "RESIZE": 72, "NUM_WORKERS": 0, "BATCH_SIZE": 3, "DEVICE": "cpu"}
     )
 
 
@@ -135,7 +136,11 @@ def test_categories(settings, data, capsys):
     assert found("all") == ["tile", "bolt"]  # MVTec's first, then others
     assert "bottle" in capsys.readouterr().err
     assert found("bolt, tile") == ["bolt", "tile"]
-    for category, message in {"nut": "there are: bolt, tile", "../data": "not a folder's name", ",": "no category"}.items():
+    for category, message in {
+        "nut": "there are: bolt, tile",
+        "../data": "not a folder's name",
+        ",": "no category",
+    }.items():
         with pytest.raises(InputError, match=message):
             found(category)
 

@@ -19,14 +19,22 @@ def test_config_holds_every_setting_and_only_settings():
 
 @pytest.mark.parametrize(
     ("given", "expected"),
-    [(0.1, (0.1,)), ("0.1", (0.1,)), ("all", (1.0, 0.1, 0.01)), ("0.01, 0.1", (0.1, 0.01)), (1, (1.0,)), ([0.5], (0.5,))],
+    [
+        (0.1, (0.1,)),
+        ("0.1", (0.1,)),
+        ("all", (1.0, 0.1, 0.01)),
+        ("0.01, 0.1", (0.1, 0.01)),
+        (1, (1.0,)),
+        ([0.5], (0.5,)),
+    ],
 )
 def test_ratios(given, expected):
     assert make_settings(DEFAULTS | {"SAMPLING_RATIO": given}).sampling_ratio == expected
 
 
 @pytest.mark.parametrize(
-    ("ratio", "name"), [(1.0, "100pct"), (0.1, "10pct"), (0.01, "1pct"), (0.001, "0_1pct"), (0.025, "2_5pct"), (0.07, "7pct")]
+    ("ratio", "name"),
+    [(1.0, "100pct"), (0.1, "10pct"), (0.01, "1pct"), (0.001, "0_1pct"), (0.025, "2_5pct"), (0.07, "7pct")],
 )
 def test_ratio_names(ratio, name):
     assert ratio_name(ratio) == name

@@ -239,7 +239,7 @@ def test_smaller_banks_are_part_of_larger_ones(flags, tmp_path):
     assert train.main([*flags, "--sampling-ratio", "all"]) == 0
     banks = [load_checkpoint(bank(tmp_path, name)).memory_bank for name in ("1pct", "10pct", "100pct")]
     for small, large in zip(banks, banks[1:], strict=False):
-        assert torch.cdist(small, large).amin(dim=1).max() < 1e-5
+        assert torch.cdist(small.double(), large.double()).amin(dim=1).max() < 1e-5
 
 
 def test_an_interrupt_while_saving_leaves_no_file_and_a_rerun_completes(flags, tmp_path, monkeypatch, capsys):
@@ -299,7 +299,16 @@ def test_real_images(magnetic_tile, tmp_path):
             target.parent.mkdir(parents=True, exist_ok=True)
             target.symlink_to(source)
     real = ["--data-path", str(root), "--category", "magnetic_tile", "--backbone", "efficientnet_lite0"]
-    real += ["--save-dir", str(tmp_path / "out"), "--center-crop", "false", "--sampling-ratio", "0.1", "--device", "cpu"]
+    real += [
+        "--save-dir",
+        str(tmp_path / "out"),
+        "--center-crop",
+        "false",
+        "--sampling-ratio",
+        "0.1",
+        "--device",
+        "cpu",
+    ]
     assert train.main(real) == 0
     assert evaluation.main(real) == 0
     row = rows(tmp_path)[0]

@@ -2,7 +2,9 @@
 
 import functools
 import sys
+import tempfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from pathlib import Path
 from typing import TypeVar
 
 import torch
@@ -73,3 +75,13 @@ def for_each(names: Sequence[str], work: Callable[[str], None]) -> int:
     if failed:
         print(f"{len(failed)} of {len(names)} failed: {', '.join(failed)}", file=sys.stderr)
     return 1 if failed else 0
+
+
+def check_writable(folder: Path, setting: str) -> None:
+    """Make the folder and try a file in it, before hours of work end at a locked door. Raises :class:`InputError`."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise InputError(f"{setting} {folder} cannot be written to ({error.strerror}): choose another folder") from None
