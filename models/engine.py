@@ -56,8 +56,8 @@ class OnnxEngine:
 
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = torch.get_num_threads()
-        # Threads that spin while they wait keep the cores from torch, which works on what the last run returned. Without
-        # spinning a run takes a twentieth longer on an idle machine, and half as long or less on a busy one.
+        # Threads that spin while they wait keep the cores from torch, which works on what the last run returned. A run
+        # without spinning takes a twentieth longer on an idle machine, and half as long or less on a busy one.
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         # The graph is not kept on the disk: making it takes a tenth of a second, no more than checking a file would.
         graph = onnx_graph(fold_batch_norms(copy.deepcopy(backbone)))

@@ -1,7 +1,7 @@
 """The backbone as an ONNX graph, written node by node.
 
-A backbone is convolutions, rectifiers, sums and one pooling, so the whole translation fits on a screen. It takes a tenth
-of a second where torch's general exporter takes five or more, and leaves number and size of the images open.
+A backbone is convolutions, rectifiers, sums and one pooling, so the whole translation fits on a screen. It takes a
+tenth of a second where torch's general exporter takes five or more, and leaves number and size of the images open.
 """
 
 import operator
@@ -19,8 +19,8 @@ FUNCTIONS = {operator.add: "Add", operator.iadd: "Add", operator.sub: "Sub", ope
 def onnx_graph(backbone: nn.Module) -> bytes:
     """Serialised graph of a backbone whose batch norms are folded.
 
-    Input ``images`` (B, 3, H, W) in [0, 1]; outputs layer 2 and layer 3, in this order. Raises KeyError or TypeError for
-    a function or layer that no backbone here has.
+    Input ``images`` (B, 3, H, W) in [0, 1]; outputs layer 2 and layer 3, in this order. Raises KeyError or TypeError
+    for a function or layer that no backbone here has.
     """
     layers = dict(backbone.named_modules())
     nodes, weights = [], []
