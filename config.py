@@ -37,3 +37,7 @@ SAMPLING_METHOD = "coreset"  # "coreset" (greedy k-centre) or "random"
 SemanticON_DIR = "WEDGE-Net"  # banks trained with USE_SEMANTIC = True
 SemanticOFF_DIR = "WEDGE-Net_Sem_OFF"  # banks trained with USE_SEMANTIC = False
 PatchCore_DIR = "patch_core_pt"  # the baseline's banks
+
+# The PatchCore baseline
+PATCHCORE_BACKBONE = "wide_resnet50_2"  # any of BACKBONE's
+PATCHCORE_WEIGHTS = None  # as BACKBONE_WEIGHTS

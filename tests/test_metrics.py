@@ -1,3 +1,5 @@
+import itertools
+
 import numpy as np
 import pytest
 from scipy import ndimage
@@ -18,7 +20,7 @@ def slow_aupro(masks, maps, limit=0.3):
             overlaps += [found[labelled == region].mean() for region in range(1, count + 1)]
         points.append((rate, np.mean(overlaps)))
     area = 0.0
-    for (x0, y0), (x1, y1) in zip(points, points[1:], strict=False):
+    for (x0, y0), (x1, y1) in itertools.pairwise(points):
         if x0 >= limit:
             break
         if x1 > limit:

@@ -1,6 +1,7 @@
 """train.py and evaluation.py as a user runs them."""
 
 import csv
+import itertools
 import os
 import re
 import resource
@@ -238,7 +239,7 @@ def test_random_sampling(flags, tmp_path):
 def test_smaller_banks_are_part_of_larger_ones(flags, tmp_path):
     assert train.main([*flags, "--sampling-ratio", "all"]) == 0
     banks = [load_checkpoint(bank(tmp_path, name)).memory_bank for name in ("1pct", "10pct", "100pct")]
-    for small, large in zip(banks, banks[1:], strict=False):
+    for small, large in itertools.pairwise(banks):
         assert torch.cdist(small.double(), large.double()).amin(dim=1).max() < 1e-5
 
 

@@ -55,7 +55,9 @@ def find_categories(settings: Settings) -> list[str]:
     root = settings.data_path
     if not root.is_dir():
         raise InputError(f"DATA_PATH {root} is not a folder: {HOW_TO_GET_DATA}")
-    present = sorted(folder.name for folder in root.iterdir() if (folder / "train" / GOOD).is_dir())
+    present = sorted(
+        folder.name for folder in root.iterdir() if folder.name[0] != "." and (folder / "train" / GOOD).is_dir()
+    )
     if settings.category.lower() == "all":
         if not present:
             raise InputError(

@@ -17,9 +17,9 @@ from typing import Any, NoReturn
 
 import pywt
 import torch
-from models.engine import ENGINES
 
 from models.backbone import BACKBONES
+from models.engine import ENGINES
 from models.errors import InputError
 from models.frequency import STREAMS
 
@@ -146,6 +146,8 @@ class Settings:
     semanticon_dir: Path = _setting(_path, "banks trained with USE_SEMANTIC = True", "SemanticON_DIR")
     semanticoff_dir: Path = _setting(_path, "banks trained with USE_SEMANTIC = False", "SemanticOFF_DIR")
     patchcore_dir: Path = _setting(_path, "memory banks of the PatchCore baseline", "PatchCore_DIR")
+    patchcore_backbone: str = _setting(_choice(*BACKBONES), "the baseline's frozen network, any of BACKBONE's")
+    patchcore_weights: str | None = _setting(_optional_text, "the baseline's weights, as BACKBONE_WEIGHTS")
 
     def embedding(self) -> dict[str, Any]:
         """The settings that an embedding depends on, under their constants' names: what a bank must agree with."""
