@@ -33,6 +33,9 @@ SAMPLING_RATIO = (
 )
 SAMPLING_METHOD = "coreset"  # "coreset" (greedy k-centre) or "random"
 
+# Verdict
+FALSE_ALARM_RATE = 0.01  # share of good parts that may be called defective; sets the threshold, from good parts alone
+
 # Folders of the comparisons
 SemanticON_DIR = "WEDGE-Net"  # banks trained with USE_SEMANTIC = True
 SemanticOFF_DIR = "WEDGE-Net_Sem_OFF"  # banks trained with USE_SEMANTIC = False

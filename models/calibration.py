@@ -3,8 +3,11 @@
 import torch
 from torch import Tensor
 
+from models.conformal import conformal_threshold, p_values
 from models.memory_bank import MemoryBank
 from models.scoring import AnomalyMap, image_scores
+
+__all__ = ["conformal_threshold", "held_out_scores", "p_values"]
 
 FOLDS = 10
 _BUDGET = 2e13  # multiply-adds: about three minutes on two cores, seconds on a GPU

@@ -98,6 +98,12 @@ def _ratios(value: Any) -> tuple[float, ...]:
     return tuple(sorted(ratios, reverse=True))
 
 
+def _rate(value: Any) -> float:
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value < 1:
+        raise ValueError("a number above 0 and below 1")
+    return float(value)
+
+
 def _device(value: Any) -> torch.device:
     allowed = "'auto', 'cpu', 'cuda', 'cuda:N' or 'mps'"
     if not isinstance(value, str):
@@ -143,6 +149,7 @@ class Settings:
     save_dir: Path = _setting(_path, "folder for banks, tables and figures")
     sampling_ratio: tuple[float, ...] = _setting(_ratios, "share of patches kept: a number, a comma list, or 'all'")
     sampling_method: str = _setting(_choice("coreset", "random"), "how patches are chosen: coreset or random")
+    false_alarm_rate: float = _setting(_rate, "share of good parts that may be called defective")
     semanticon_dir: Path = _setting(_path, "banks trained with USE_SEMANTIC = True", "SemanticON_DIR")
     semanticoff_dir: Path = _setting(_path, "banks trained with USE_SEMANTIC = False", "SemanticOFF_DIR")
     patchcore_dir: Path = _setting(_path, "memory banks of the PatchCore baseline", "PatchCore_DIR")
