@@ -15,7 +15,8 @@ def brute_force(queries, vectors):
 def test_distances_equal_brute_force(size):
     m, q, d = size
     bank, queries = torch.randn(m, d), torch.randn(q, d)
-    torch.testing.assert_close(MemoryBank(bank).nearest(queries).double(), brute_force(queries, bank), rtol=1e-4, atol=0)
+    found = MemoryBank(bank).nearest(queries)
+    torch.testing.assert_close(found.double(), brute_force(queries, bank), rtol=1e-4, atol=0)
 
 
 def test_no_queries_give_no_distances():
