@@ -4,58 +4,14 @@ Benchmarks run from the repository's root as modules: ``python -m benchmarks.cor
 """
 
 import csv
-import importlib.metadata
-import os
-import platform
 import statistics
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
-import torch
+from utils.timing import alternate, describe_machine, describe_versions  # noqa: F401 - for the benchmarks
 
 RESULTS = Path(__file__).parent / "results"
 Row = dict[str, str | int | float]
-
-
-def describe_machine() -> str:
-    """One line: processor, cores, threads in use, GPU if there is one, operating system."""
-    cpu = platform.processor() or platform.machine()
-    if (info := Path("/proc/cpuinfo")).exists():
-        lines = info.read_text().splitlines()
-        cpu = next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), cpu)
-    gpu = f", {torch.cuda.get_device_name()}" if torch.cuda.is_available() else ""
-    return f"{cpu}, {os.cpu_count()} cores, {torch.get_num_threads()} threads{gpu}, {platform.system()}"
-
-
-def describe_versions(*packages: str) -> str:
-    """One line: the versions of Python and of ``packages``, named as pip names them, or that one is absent."""
-    versions = [f"Python {platform.python_version()}"]
-    for package in packages:
-        try:
-            versions.append(f"{package} {importlib.metadata.version(package)}")
-        except importlib.metadata.PackageNotFoundError:
-            versions.append(f"{package} absent")
-    return ", ".join(versions)
-
-
-def alternate(functions: dict[str, Callable[[], object]], repeats: int, warmups: int = 1) -> dict[str, list[float]]:
-    """Time ``functions`` in turn, ``repeats`` rounds of all of them, so that a slow minute hits all alike.
-
-    Each round starts with another function. Returns the seconds of each call, in the order of the rounds; ``warmups``
-    rounds before them are not kept. Work on a GPU is waited for.
-    """
-    seconds = {name: [] for name in functions}
-    names = list(functions)
-    for turn in range(-warmups, repeats):
-        for name in names[turn % len(names) :] + names[: turn % len(names)]:
-            start = time.perf_counter()
-            functions[name]()
-            if torch.cuda.is_available():
-                torch.cuda.synchronize()
-            if turn >= 0:
-                seconds[name].append(time.perf_counter() - start)
-    return seconds
 
 
 def median_and_spread(values: Sequence[float]) -> tuple[float, float]:
