@@ -104,17 +104,18 @@ def fold_batch_norms(module: nn.Module) -> nn.Module:
 
 
 def _cuda_graph(backbone: nn.Module, example: Tensor) -> Callable[[Tensor], tuple[Tensor, Tensor]]:
-    """Record the kernels for images of this shape and place in memory; a replay launches them all at once."""
+    """Record the kernels for images of this shape; a replay launches them all at once."""
     images = example.clone()
-    stream = torch.cuda.Stream(example.device)
-    stream.wait_stream(torch.cuda.current_stream(example.device))
-    with torch.cuda.stream(stream):  # libraries set themselves up and choose their algorithms before the recording
-        for _ in range(3):
-            backbone(images)
-    torch.cuda.current_stream(example.device).wait_stream(stream)
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        layer2, layer3 = backbone(images)
+    with torch.cuda.device(example.device):
+        stream = torch.cuda.Stream()
+        stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(stream):  # libraries set themselves up and choose their algorithms before the recording
+            for _ in range(3):
+                backbone(images)
+        torch.cuda.current_stream().wait_stream(stream)
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            layer2, layer3 = backbone(images)
 
     def replay(new_images: Tensor) -> tuple[Tensor, Tensor]:
         images.copy_(new_images)

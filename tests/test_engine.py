@@ -1,0 +1,143 @@
+"""Engines: each gives the feature maps of the plain backbone, whatever the batch and the size of the images."""
+
+import sys
+import warnings
+
+import pytest
+import torch
+from torch import nn
+
+from models.backbone import BACKBONES, build_backbone
+from models.engine import CUDA_GRAPHS, make_engine
+from models.errors import InputError
+
+CPU = torch.device("cpu")
+
+
+def random_backbone(name):
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return build_backbone(name, "random")
+
+
+@pytest.fixture(scope="module")
+def lite():
+    return build_backbone("efficientnet_lite0")
+
+
+def assert_same(found, expected, tolerance=1e-4):
+    """Within ``tolerance`` of the largest feature of each map."""
+    for a, b in zip(found, expected, strict=True):
+        torch.testing.assert_close(a, b, rtol=0, atol=tolerance * b.abs().max().item())
+
+
+@pytest.mark.parametrize("kind", ["onnxruntime", "torch"])
+@pytest.mark.parametrize("size", [(224, 224), (160, 160), (97, 200)])
+def test_engines_agree_with_the_backbone_at_every_batch_and_size(lite, kind, size):
+    engine = make_engine(lite, CPU, kind)
+    for batch in (1, 3, 32):
+        images = torch.rand(batch, 3, *size)
+        assert_same(engine(images), lite(images))
+
+
+@pytest.mark.parametrize("kind", ["onnxruntime", "torch"])
+@pytest.mark.parametrize("name", BACKBONES)
+def test_every_backbone_runs_on_both_engines(name, kind):
+    backbone = random_backbone(name)
+    for layer in backbone.modules():
+        if isinstance(layer, nn.BatchNorm2d):  # as they are made, folding them changes nothing
+            for tensor in (layer.running_mean, layer.running_var, layer.weight.data, layer.bias.data):
+                tensor.uniform_(0.5, 1.5)
+    images = torch.rand(2, 3, 64, 64)
+    assert_same(make_engine(backbone, CPU, kind)(images), backbone(images))
+
+
+@pytest.mark.parametrize("kind", ["onnxruntime", "torch"])
+def test_an_image_alone_gives_what_it_gives_in_a_batch(lite, kind):
+    engine = make_engine(lite, CPU, kind)
+    images = torch.rand(32, 3, 224, 224)
+    together = engine(images)
+    for i in (0, 31):
+        assert_same(engine(images[i : i + 1]), [features[i : i + 1] for features in together], 1e-5)
+
+
+@pytest.mark.parametrize("kind", ["onnxruntime", "torch"])
+def test_images_may_lie_in_memory_in_any_way(lite, kind):
+    engine = make_engine(lite, CPU, kind)
+    images = torch.rand(2, 3, 80, 64).transpose(2, 3)
+    before = images.clone()
+    assert_same(engine(images), lite(images.contiguous()))
+    assert torch.equal(images, before)
+
+
+@pytest.mark.parametrize("kind", ["onnxruntime", "torch"])
+def test_a_later_call_leaves_earlier_feature_maps_alone(lite, kind):
+    engine = make_engine(lite, CPU, kind)
+    first = engine(torch.rand(1, 3, 64, 64))
+    kept = [features.clone() for features in first]
+    engine(torch.rand(1, 3, 64, 64))
+    assert all(torch.equal(a, b) for a, b in zip(first, kept, strict=True))
+
+
+def test_making_an_engine_leaves_the_backbone_as_it_is(lite):
+    images = torch.rand(1, 3, 64, 64)
+    before = lite(images)
+    make_engine(lite, CPU, "torch"), make_engine(lite, CPU, "onnxruntime")
+    assert all(torch.equal(a, b) for a, b in zip(lite(images), before, strict=True))
+    assert sum(isinstance(layer, nn.BatchNorm2d) for layer in lite.modules()) == 33
+
+
+def test_no_batch_norm_is_left_to_run(lite):
+    for backbone in (lite, random_backbone("resnext50_32x4d")):
+        folded = make_engine(backbone, CPU, "torch").backbone
+        assert not any(isinstance(layer, nn.BatchNorm2d) for layer in folded.modules())
+
+
+def test_bfloat16_stays_near_and_comes_back_as_float32(lite):
+    images = torch.rand(1, 3, 64, 64)
+    engine = make_engine(lite, CPU, dtype=torch.bfloat16)
+    found, expected = engine(images), lite(images)
+    assert engine.name == "torch"
+    for a, b in zip(found, expected, strict=True):
+        assert a.dtype == torch.float32
+        assert 1e-4 < (a - b).norm() / b.norm() < 0.1
+
+
+def test_auto_is_onnxruntime_on_a_cpu_and_torch_without_it(lite, monkeypatch):
+    assert make_engine(lite, CPU).name == "onnxruntime"
+    for package in ("onnxruntime", "onnx"):
+        with monkeypatch.context() as without:
+            without.setitem(sys.modules, package, None)
+            assert make_engine(lite, CPU).name == "torch"
+            with pytest.raises(InputError, match=f"pip install {package}"):
+                make_engine(lite, CPU, "onnxruntime")
+
+
+def test_what_cannot_run_is_refused(lite):
+    with pytest.raises(InputError, match="'openvino' is unknown; choose one of auto, torch, onnxruntime"):
+        make_engine(lite, CPU, "openvino")
+    with pytest.raises(InputError, match="for the CPU in float32, not cuda"):
+        make_engine(lite, torch.device("cuda"), "onnxruntime")
+    with pytest.raises(InputError, match="not cpu in torch"):
+        make_engine(lite, CPU, "onnxruntime", torch.bfloat16)
+
+
+def test_a_layer_without_an_onnx_operator_is_named():
+    from models.onnx_graph import onnx_graph
+
+    with pytest.raises(TypeError, match="GELU"):
+        onnx_graph(nn.Sequential(nn.GELU()))
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+def test_cuda_graphs_give_what_the_backbone_gives_for_more_shapes_than_there_are_graphs(lite, monkeypatch):
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
+    engine = make_engine(lite, torch.device("cuda"))
+    assert engine.name == "torch"
+    kept = []
+    for batch in [*range(1, CUDA_GRAPHS + 3), 1]:
+        images = torch.rand(batch, 3, 64, 64)
+        kept.append((engine(images), lite(images)))
+    assert len(engine.graphs) == CUDA_GRAPHS
+    for found, expected in kept:
+        assert_same([features.cpu() for features in found], expected)
