@@ -6,7 +6,10 @@ import numpy as np
 from scipy import ndimage
 from sklearn.metrics import auc, precision_recall_curve, roc_auc_score
 
+from models.conformal import conformal_threshold
+
 AUPRO_LIMIT = 0.3  # false-positive rate up to which AUPRO integrates
+FALSE_ALARMS = 0.05  # share of good parts that a threshold set in training may call defective
 
 
 @dataclass(frozen=True)
@@ -75,3 +78,20 @@ def evaluate(labels: np.ndarray, scores: np.ndarray, masks: np.ndarray | None, m
     pixel = None if masks is None else auroc(masks.ravel().astype(np.uint8), maps.ravel())
     overlap = None if masks is None else aupro(masks, maps)
     return Metrics(auroc(labels, scores), pixel, overlap, best, threshold)
+
+
+def training_threshold(calibration: np.ndarray) -> float | None:
+    """The score above which a part is called defective at a nominal false-alarm rate of ``FALSE_ALARMS``.
+
+    ``calibration`` (n,) are scores of good parts that the bank has not seen; None if there are none.
+    """
+    return conformal_threshold(calibration, FALSE_ALARMS) if len(calibration) else None
+
+
+def alarm_rates(labels: np.ndarray, scores: np.ndarray, threshold: float | None) -> tuple[float | None, float | None]:
+    """Shares of the good and of the defective images (labels 0 and 1) above ``threshold``; None where undefined."""
+    groups = (scores[labels == label] for label in (0, 1))
+    false_alarms, detections = (
+        float((group > threshold).mean()) if threshold is not None and len(group) else None for group in groups
+    )
+    return false_alarms, detections

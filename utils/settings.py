@@ -230,6 +230,13 @@ class SettingsParser(argparse.ArgumentParser):
         return make_settings(values), options
 
 
+def positive(text: str) -> int:
+    """A whole number of at least 1, as the type of a script's own flag."""
+    if not text.isdecimal() or int(text) == 0:
+        raise argparse.ArgumentTypeError(f"must be a whole number of at least 1, not {text!r}")
+    return int(text)
+
+
 def _from_text(text: str, check: Check) -> Any:
     """A flag's text as the constant would be written: numbers, True, False and None, unless the setting takes text."""
     if check in (_text, _path):
