@@ -1,19 +1,29 @@
-"""How a script meets its user: one line for each error, and an exit code."""
+"""How a script meets its user: one line for each error, and an exit code. Imports neither torch nor tqdm by itself."""
 
+import argparse
 import functools
 import sys
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import TypeVar
-
-import torch
-from tqdm import tqdm
+from typing import NoReturn, TypeVar
 
 from models.errors import InputError
 
 T = TypeVar("T")
 Main = Callable[[Sequence[str] | None], int | None]
+
+
+class Parser(argparse.ArgumentParser):
+    """A command line whose mistakes are :class:`InputError`, like all others; flags are not abbreviated."""
+
+    def __init__(self, description: str | None):
+        super().__init__(
+            description=description, allow_abbrev=False, formatter_class=argparse.RawDescriptionHelpFormatter
+        )
+
+    def error(self, message: str) -> NoReturn:
+        raise InputError(f"{message} (--help lists every flag)")
 
 
 def command(main: Main) -> Callable[..., int]:
@@ -30,17 +40,24 @@ def command(main: Main) -> Callable[..., int]:
             return main(argv) or 0
         except InputError as error:
             return _fail(str(error))
-        except (torch.OutOfMemoryError, MemoryError) as error:
-            return _fail(
-                f"out of memory: lower BATCH_SIZE or IMAGE_SIZE, or use a smaller SAMPLING_RATIO ({_line(error)})"
-            )
         except OSError as error:
             return _fail(_line(error))
         except KeyboardInterrupt:
             print("\ninterrupted: finished results are kept, run the same command again to go on", file=sys.stderr)
             return 130
+        except Exception as error:
+            if not _out_of_memory(error):
+                raise
+            return _fail(
+                f"out of memory: lower BATCH_SIZE or IMAGE_SIZE, or use a smaller SAMPLING_RATIO ({_line(error)})"
+            )
 
     return wrapped
+
+
+def _out_of_memory(error: Exception) -> bool:
+    torch = sys.modules.get("torch")  # where it was never imported it raised nothing
+    return isinstance(error, MemoryError) or (torch is not None and isinstance(error, torch.OutOfMemoryError))
 
 
 def _line(error: BaseException) -> str:
@@ -54,6 +71,8 @@ def _fail(message: str) -> int:
 
 def progress(items: Iterable[T], what: str, total: int | None = None) -> Iterator[T]:
     """``items`` behind a progress bar, which shows on a terminal only: logs stay readable."""
+    from tqdm import tqdm  # not there on an edge device, which shows no bar
+
     return iter(tqdm(items, desc=what, total=total, unit="", leave=False, disable=None, dynamic_ncols=True))
 
 

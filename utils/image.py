@@ -9,6 +9,7 @@ from PIL import Image, ImageOps
 
 from models.errors import InputError
 
+FORMATS = ("PNG", "JPEG", "BMP", "TIFF", "WEBP", "GIF")  # others can start programs (EPS) or are seldom fuzzed
 EXTENSIONS = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp")
 MAX_PIXELS = 100_000_000  # a larger picture is refused before it is decoded
 
@@ -20,9 +21,11 @@ def read_image(path: Path) -> Image.Image:
     Raises :class:`InputError` naming the file if it is absent, empty, truncated, too large or no image.
     """
     try:
+        if path.exists() and not path.is_file():
+            raise ValueError("no regular file")  # a pipe would be waited for, a device read for ever
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # our own limit follows
-            with Image.open(path) as image:
+            with Image.open(path, formats=FORMATS) as image:
                 if image.width * image.height > MAX_PIXELS:
                     raise InputError(
                         f"image {path} has {image.width} x {image.height} pixels, more than "

@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
-from typing import Any, NoReturn
+from typing import Any
 
 import pywt
 import torch
@@ -22,6 +22,7 @@ from models.backbone import BACKBONES
 from models.engine import ENGINES
 from models.errors import InputError
 from models.frequency import STREAMS
+from utils.console import Parser
 
 ALL_RATIOS = (1.0, 0.1, 0.01)
 
@@ -190,17 +191,12 @@ def make_settings(values: Mapping[str, Any]) -> Settings:
     return settings
 
 
-class SettingsParser(argparse.ArgumentParser):
+class SettingsParser(Parser):
     """A script's command line: a flag for every setting, ``--config FILE``, and what the script itself adds."""
 
     def __init__(self, config: ModuleType, description: str | None):
-        super().__init__(
-            description=description, allow_abbrev=False, formatter_class=argparse.RawDescriptionHelpFormatter
-        )
+        super().__init__(description)
         self.config = config
-
-    def error(self, message: str) -> NoReturn:
-        raise InputError(f"{message} (--help lists every flag)")
 
     def read(self, argv: Sequence[str] | None = None) -> tuple[Settings, argparse.Namespace]:
         """Merge config.py, ``--config FILE`` and the flags; returns the settings and the script's own options."""
