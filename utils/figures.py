@@ -8,6 +8,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from utils.atomic import atomic_file
+from utils.metrics import FALSE_ALARMS
 
 COLOURS = ("#1f6f8b", "#e07a1f", "#7a9e3f", "#a23e48", "#6c5b9e")
 
@@ -57,4 +58,84 @@ def draw_evaluation(path: Path, rows: Sequence[Mapping[str, Any]], means: Sequen
         ha="right" if len(categories) > 4 else "center",
     )
     axes[0].legend(frameon=False, fontsize=8, loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=len(ratios))
+    save_figure(path, figure)
+
+
+def draw_gap(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
+    """Score gap, separation and image AUROC of each category, from without to with semantic attention."""
+    titles = {"gap": "score gap", "separation": "gap / std of good", "auroc": "image AUROC"}
+    several = len({row["ratio"] for row in rows}) > 1
+    names = [f"{row['kind']}s, mean" if row["category"] == "mean" else row["category"] for row in rows]
+    labels = [f"{name}, {row['ratio'] * 100:g} %" if several else name for name, row in zip(names, rows, strict=True)]
+    figure = Figure(figsize=(9, 1.3 + 0.28 * len(rows)))
+    places = np.arange(len(rows))
+    for axis, (column, title) in zip(figure.subplots(1, len(titles), sharey=True), titles.items(), strict=True):
+        off, on = (np.array([row[f"{column}_{name}"] for row in rows], float) for name in ("off", "on"))
+        axis.hlines(places, off, on, color="0.75", linewidth=2, zorder=1)
+        axis.scatter(off, places, 36, COLOURS[1], label="without semantic attention", zorder=2)
+        axis.scatter(on, places, 36, COLOURS[0], marker="D", label="with", zorder=3)
+        axis.set_xlabel(title)
+        axis.margins(x=0.15)
+        axis.grid(axis="x", alpha=0.3)
+        axis.spines[["top", "right"]].set_visible(False)
+    axis.set_yticks(places, labels)
+    axis.set_ylim(len(rows) - 0.5, -0.5)
+    figure.legend(
+        *axis.get_legend_handles_labels(), frameon=False, loc="lower center", bbox_to_anchor=(0.5, 1), ncols=2
+    )
+    figure.tight_layout()
+    save_figure(path, figure)
+
+
+def draw_robustness(path: Path, title: str, axis_label: str, rows: Sequence[Mapping[str, Any]]) -> None:
+    """Image AUROC over the level of corruption and, beside it, the share of images that are called defective.
+
+    A method without a single figure is left out; columns ``..._auroc_min`` and ``..._auroc_max`` become a band.
+    """
+    methods = {"wedge_net": ("WEDGE-Net", COLOURS[0], "o"), "patchcore": ("PatchCore", COLOURS[1], "s")}
+    curves = {name: np.array([row[name] for row in rows], float) for name in rows[0] if name.startswith(tuple(methods))}
+    levels = [row["level"] for row in rows]
+    figure = Figure(figsize=(9, 4), layout="constrained")
+    figure.suptitle(title, fontsize=11)
+    quality, alarms = figure.subplots(1, 2)
+    for name, (label, colour, marker) in methods.items():
+        style = {"color": colour, "marker": marker, "markersize": 5}
+        if not np.isnan(curves[f"{name}_auroc"]).all():
+            quality.plot(levels, curves[f"{name}_auroc"], label=label, **style)
+        if f"{name}_auroc_min" in curves:
+            low, high = curves[f"{name}_auroc_min"], curves[f"{name}_auroc_max"]
+            quality.fill_between(levels, low, high, color=colour, alpha=0.2, linewidth=0)
+        for column, part, line in (("false_alarm", "good", "-"), ("detection", "defective", "--")):
+            if not np.isnan(shares := curves[f"{name}_{column}_rate"]).all():
+                alarms.plot(levels, shares, line, label=f"{label}: {part} parts", **style)
+    quality.axhline(0.5, color="0.5", linewidth=0.8, linestyle=":")
+    quality.annotate("chance", (1, 0.5), (0, 2), ("axes fraction", "data"), "offset points", ha="right", fontsize=8)
+    alarms.axhline(FALSE_ALARMS, color="0.5", linewidth=0.8, linestyle=":")
+    alarms.annotate(
+        f"nominal {FALSE_ALARMS * 100:g} %",
+        (1, FALSE_ALARMS),
+        (0, 2),
+        ("axes fraction", "data"),
+        "offset points",
+        ha="right",
+        fontsize=8,
+    )
+    # From chance to perfect, whatever the curves do: a small difference should look small.
+    aurocs = [*curves["wedge_net_auroc"], *curves["patchcore_auroc"]]
+    quality.set_ylim(min(0.48, np.nanmin([0.5, *aurocs]) - 0.02), 1.01)
+    alarms.set_ylim(-0.02, 1.02)
+    band = " (band: range over seeds)" if "wedge_net_auroc_min" in curves else ""
+    quality.set_title(f"how well scores part good from defective{band}", fontsize=9)
+    alarms.set_title(f"at the threshold set in training for {FALSE_ALARMS * 100:g} % false alarms", fontsize=9)
+    quality.set_ylabel("image AUROC")
+    alarms.set_ylabel("share called defective")
+    for axis in (quality, alarms):
+        axis.set_xlabel(axis_label)
+        axis.set_xticks(levels)
+        axis.grid(alpha=0.3)
+        axis.spines[["top", "right"]].set_visible(False)
+        if axis.get_legend_handles_labels()[0]:
+            axis.legend(frameon=False, fontsize=8, loc="upper center", bbox_to_anchor=(0.5, -0.16), ncols=2)
+        else:
+            axis.text(0.5, 0.5, "undefined", transform=axis.transAxes, ha="center", va="center", color="0.35")
     save_figure(path, figure)

@@ -7,6 +7,11 @@ from typing import Any
 
 from utils.atomic import atomic_file
 
+# How a float is written, by the last word of its column's name; any other, and those are between 0 and 1, as 0.9912.
+FORMATS = {"fps": ".1f", "ms": ".2f", "mb": ".1f", "percent": "+.1f", "up": ".2f"} | dict.fromkeys(
+    ("ratio", "level", "sigma", "factor"), "g"
+)
+
 
 def write_csv(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
     """Write rows under the first one's keys; None is an empty cell. An old file stays until the new one is whole."""
@@ -16,10 +21,25 @@ def write_csv(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
         writer.writerows(rows)
 
 
+def read_csv(path: Path) -> list[dict[str, Any]]:
+    """What :func:`write_csv` wrote: numbers as int or float, an empty cell as None, anything else as text."""
+    with open(path, newline="", encoding="utf-8") as file:
+        return [{name: _number(text) for name, text in row.items()} for row in csv.DictReader(file)]
+
+
+def _number(text: str) -> str | int | float | None:
+    for kind in (int, float):
+        try:
+            return kind(text)
+        except ValueError:
+            pass
+    return text or None
+
+
 def format_table(rows: Sequence[Mapping[str, Any]]) -> str:
-    """Rows as aligned text: names to the left, numbers to the right with four decimals, None as '-'."""
+    """Rows as aligned text: names to the left, numbers to the right, None as '-'."""
     header = list(rows[0])
-    cells = [header] + [[_cell(row[name]) for name in header] for row in rows]
+    cells = [header] + [[format_cell(name, row[name]) for name in header] for row in rows]
     widths = [max(len(line[column]) for line in cells) for column in range(len(header))]
     numeric = [all(isinstance(row[name], (int, float, type(None))) for row in rows) for name in header]
     lines = [
@@ -33,10 +53,11 @@ def format_table(rows: Sequence[Mapping[str, Any]]) -> str:
     return "\n".join(line.rstrip() for line in lines)
 
 
-def _cell(value: Any) -> str:
+def format_cell(column: str, value: Any) -> str:
+    """A table's cell as text, on the console and in the report."""
     if value is None:
         return "-"
-    return f"{value:.4f}" if isinstance(value, float) else str(value)
+    return format(value, FORMATS.get(column.split("_")[-1], ".4f")) if isinstance(value, float) else str(value)
 
 
 def mean(values: Sequence[float | None]) -> float | None:
