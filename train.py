@@ -50,7 +50,7 @@ def train_category(settings: Settings, category: str, net: WedgeNet, overwrite: 
     features = extract_features(net, samples, settings, f"{category}: features")
     patches = features.flatten(0, 1)
     chosen = choose_patches(patches, ratios, settings, category)
-    anomaly_map = AnomalyMap(grid_size(settings.image_size), settings.image_size).to(net.device)
+    anomaly_map = AnomalyMap(grid_size(settings.image_size), settings.image_size, net.scoring).to(net.device)
 
     for ratio in ratios:
         size = bank_size(len(patches), ratio, category)
@@ -82,7 +82,7 @@ def is_missing(settings: Settings, category: str, ratio: float, net: WedgeNet, s
     if not path.exists():
         return True
     saved = load_checkpoint(path, metadata_only=True)
-    reason = misfit(saved, settings, net)
+    reason = misfit(saved, settings.embedding(), net)
     if reason is None and saved.training_digest != files_digest(samples):
         reason = f"it was made from {saved.training_images} other training images"
     if reason is None and (saved.sampling_method, saved.seed) != (settings.sampling_method, settings.seed):

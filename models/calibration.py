@@ -5,7 +5,7 @@ from torch import Tensor
 
 from models.conformal import conformal_threshold, p_values
 from models.memory_bank import MemoryBank
-from models.scoring import AnomalyMap, image_scores
+from models.scoring import AnomalyMap
 
 __all__ = ["conformal_threshold", "held_out_scores", "p_values"]
 
@@ -26,7 +26,7 @@ def held_out_scores(features: Tensor, vectors: Tensor, owners: Tensor, anomaly_m
         features: (N, h*w, D) patch features of the training images.
         vectors: (M, D) the bank, sorted by image.
         owners: (M,) index of the image that each vector comes from, ascending.
-        anomaly_map: turns distances into maps.
+        anomaly_map: turns distances into scores.
 
     Returns:
         (n,) scores, n <= N: evenly spaced images where the bank is so large that all of them would take too long, and
@@ -48,5 +48,5 @@ def held_out_scores(features: Tensor, vectors: Tensor, owners: Tensor, anomaly_m
         for image in chosen[(chosen >= first) & (chosen < last)].tolist():
             queries = features[image].to(device)
             distances = torch.stack([bank.nearest(queries) for bank in others]).amin(dim=0)
-            scores.append(image_scores(anomaly_map(distances.view(1, *grid))))
+            scores.append(anomaly_map.predict(distances.view(1, *grid)).scores)
     return torch.cat(scores).cpu() if scores else torch.zeros(0)

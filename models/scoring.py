@@ -1,4 +1,6 @@
-"""From patch distances to an anomaly map, and from the map to the image's score. The only place where this is done."""
+"""From patch distances to an anomaly map and an image's score. The only place where this is done."""
+
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -9,31 +11,61 @@ from torch import Tensor, nn
 SMOOTHING = 4.0  # pixels, the Gaussian's sigma
 
 
+class Scoring(NamedTuple):
+    """The choices by which methods differ.
+
+    ``upsampling`` of the distances, as ``torch.nn.functional.interpolate`` calls it for one axis ('linear' or
+    'nearest'); ``border``, how the Gaussian continues the map beyond the image, as scipy calls it ('reflect' or
+    'mirror'); ``smoothed``, whether an image's score is the maximum of its smoothed map or of the distances themselves.
+    """
+
+    upsampling: str
+    border: str
+    smoothed: bool
+
+
+WEDGE_NET = Scoring("linear", "reflect", smoothed=True)
+PATCHCORE = Scoring("nearest", "mirror", smoothed=False)
+
+
+class Prediction(NamedTuple):
+    """``scores`` (B,), higher is more anomalous; ``maps`` (B, H, W) anomaly maps. Both are distances, float32."""
+
+    scores: Tensor
+    maps: Tensor
+
+
 class AnomalyMap(nn.Module):
-    """Upsample a grid of distances to the image bilinearly and smooth it with a Gaussian of sigma 4.
+    """Upsample a grid of distances to the image and smooth it with a Gaussian of sigma 4.
 
     Both steps are linear and act on rows and columns alike, so together they are one matrix on each side,
     ``map = rows @ distances @ columns.T``: equal to ``scipy.ndimage.gaussian_filter(upsampled, 4)``
     and many times faster.
     """
 
-    def __init__(self, grid: tuple[int, int], image_size: int):
+    def __init__(self, grid: tuple[int, int], image_size: int, scoring: Scoring = WEDGE_NET):
         super().__init__()
-        self.register_buffer("rows", _upsample_and_smooth(grid[0], image_size), persistent=False)
-        self.register_buffer("columns", _upsample_and_smooth(grid[1], image_size), persistent=False)
+        self.scoring = scoring
+        self.register_buffer("rows", _upsample_and_smooth(grid[0], image_size, scoring), persistent=False)
+        self.register_buffer("columns", _upsample_and_smooth(grid[1], image_size, scoring), persistent=False)
 
     def forward(self, distances: Tensor) -> Tensor:
         """(B, h, w) distances -> (B, H, W) anomaly maps in the same unit."""
         return self.rows @ distances @ self.columns.T
 
+    def predict(self, distances: Tensor) -> Prediction:
+        """(B, h, w) distances -> the images' scores and anomaly maps."""
+        maps = self(distances)
+        return Prediction(image_scores(maps if self.scoring.smoothed else distances), maps)
 
-def _upsample_and_smooth(cells: int, pixels: int) -> Tensor:
+
+def _upsample_and_smooth(cells: int, pixels: int, scoring: Scoring) -> Tensor:
     """The (pixels, cells) matrix of both steps along one axis: what they make of each unit vector."""
-    upsampled = F.interpolate(torch.eye(cells, dtype=torch.float64)[None], size=pixels, mode="linear")[0]
-    smoothed = gaussian_filter1d(upsampled.numpy(), SMOOTHING, axis=1)
+    upsampled = F.interpolate(torch.eye(cells, dtype=torch.float64)[None], size=pixels, mode=scoring.upsampling)[0]
+    smoothed = gaussian_filter1d(upsampled.numpy(), SMOOTHING, axis=1, mode=scoring.border)
     return torch.from_numpy(np.ascontiguousarray(smoothed.T)).float()
 
 
 def image_scores(maps: Tensor) -> Tensor:
-    """(B, H, W) anomaly maps -> (B,) scores: each image's worst place."""
+    """(B, H, W) anomaly maps, or (B, h, w) distances -> (B,) scores: each image's worst place."""
     return maps.amax(dim=(1, 2))

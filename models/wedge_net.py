@@ -7,6 +7,7 @@ from torch import Tensor, nn
 from models.backbone import Backbone
 from models.engine import make_engine
 from models.frequency import FrequencyGate
+from models.scoring import WEDGE_NET
 from models.semantic import attention_mask
 
 
@@ -27,6 +28,8 @@ class WedgeNet(nn.Module):
     >>> net.embed(torch.rand(2, 3, 224, 224)).shape
     torch.Size([2, 784, 192])
     """
+
+    scoring = WEDGE_NET
 
     def __init__(
         self,
@@ -65,7 +68,10 @@ class WedgeNet(nn.Module):
         layers' channels, plus stride-8 channels again with the semantic stream (ResNet-50: 1536, or 2048).
         """
         images = images.to(self.device, torch.float32)
-        layer2, layer3 = self.backbone(images)
+        return self.combine(images, *self.backbone(images))
+
+    def combine(self, images: Tensor, layer2: Tensor, layer3: Tensor) -> Tensor:
+        """What ``embed`` makes of images and the backbone's two feature maps; all of it can be exported."""
         gated2, gated3 = (layer2, layer3) if self.frequency is None else self.frequency(images, (layer2, layer3))
         gated3 = F.interpolate(gated3, size=gated2.shape[-2:], mode="bilinear")
         parts = [F.normalize(gated2, dim=1), F.normalize(gated3, dim=1)]

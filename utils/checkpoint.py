@@ -1,5 +1,6 @@
 """A trained memory bank as a file: everything that its scores depend on, written whole or not at all."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -8,7 +9,7 @@ import torch
 from torch import Tensor
 
 from models.backbone import build_backbone
-from models.detector import Detector
+from models.detector import Detector, Net
 from models.errors import InputError
 from models.memory_bank import MemoryBank
 from models.wedge_net import WedgeNet
@@ -68,6 +69,11 @@ def load_checkpoint(path: Path, *, metadata_only: bool = False) -> Checkpoint:
     except Exception as error:  # torch raises whatever its unpickler or archive reader met
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise InputError(f"memory bank {path} cannot be read, it is damaged or no checkpoint ({reason})") from error
+    return as_checkpoint(contents, path)
+
+
+def as_checkpoint(contents: Any, path: Path) -> Checkpoint:
+    """What ``torch.load`` read from ``path``, checked. Raises :class:`InputError` if it is none of ours, or newer."""
     names = {field.name for field in fields(Checkpoint)}
     if not isinstance(contents, dict) or not isinstance(contents.get("format"), int):
         raise InputError(f"{path} is not a WEDGE-Net memory bank: it has no format version")
@@ -80,9 +86,9 @@ def load_checkpoint(path: Path, *, metadata_only: bool = False) -> Checkpoint:
     return Checkpoint(**{name: contents[name] for name in names})
 
 
-def misfit(checkpoint: Checkpoint, settings: Settings, net: WedgeNet) -> str | None:
-    """The first way in which a bank does not fit the present settings and network, or None if it does."""
-    for name, wanted in settings.embedding().items():
+def misfit(checkpoint: Checkpoint, embedding: Mapping[str, Any], net: Net) -> str | None:
+    """The first way in which a bank does not fit the present embedding and its settings, or None if it does."""
+    for name, wanted in embedding.items():
         saved = checkpoint.settings.get(name)
         if saved != wanted:
             return f"it was made with {name} = {saved!r}, the setting is {wanted!r}"
@@ -113,7 +119,8 @@ def load_detector(settings: Settings, category: str, ratio: float, net: WedgeNet
     """
     path = bank_path(settings.save_dir, category, ratio)
     checkpoint = load_checkpoint(path)
-    if reason := misfit(checkpoint, settings, net):
+    if reason := misfit(checkpoint, settings.embedding(), net):
         raise InputError(f"memory bank {path} does not fit: {reason}; change the setting or train again")
     net.load_frequency(checkpoint.frequency)
-    return Detector(net, MemoryBank(checkpoint.memory_bank), settings.image_size), checkpoint
+    bank = MemoryBank(checkpoint.memory_bank)
+    return Detector(net, bank, settings.image_size, checkpoint.calibration_scores), checkpoint

@@ -7,9 +7,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from models.detector import Detector
+from models.detector import Detector, Net
 from models.errors import InputError
-from models.wedge_net import WedgeNet
 from utils.console import progress
 from utils.dataset import Batch, Sample, batches
 from utils.settings import Settings
@@ -29,7 +28,7 @@ class Scored:
     masks: np.ndarray | None
 
 
-def extract_features(net: WedgeNet, samples: Sequence[Sample], settings: Settings, what: str) -> Tensor:
+def extract_features(net: Net, samples: Sequence[Sample], settings: Settings, what: str) -> Tensor:
     """(N, h*w, D) float32 patch features of all samples, in one array on the CPU, allocated once."""
     features = None
     start = 0
@@ -46,7 +45,7 @@ def extract_features(net: WedgeNet, samples: Sequence[Sample], settings: Setting
 
 
 def score_samples(
-    net: WedgeNet,
+    net: Net,
     detectors: Sequence[Detector],
     samples: Sequence[Sample],
     settings: Settings,

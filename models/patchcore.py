@@ -1,0 +1,45 @@
+"""PatchCore's embedding, the baseline: plain features of a frozen network, each averaged over its neighbourhood."""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from models.backbone import Backbone
+from models.engine import make_engine
+from models.scoring import PATCHCORE
+
+
+class PatchCore:
+    """Frozen backbone: images -> patch features, as anomalib's PatchCore has them. Nothing in it is trained.
+
+    Args:
+        backbone: frozen network that gives feature maps at stride 8 and stride 16 (``models.backbone.build_backbone``).
+        device: where the embedding is computed.
+        engine: what runs the backbone, see ``models.engine.make_engine``.
+
+    >>> from models.backbone import build_backbone
+    >>> net = PatchCore(build_backbone("efficientnet_lite0"))
+    >>> net.embed(torch.rand(2, 3, 224, 224)).shape
+    torch.Size([2, 784, 152])
+    """
+
+    scoring = PATCHCORE
+
+    def __init__(self, backbone: Backbone, *, device: torch.device | str = "cpu", engine: str = "auto"):
+        self.device = torch.device(device)
+        self.fingerprint = backbone.fingerprint
+        self.dim = sum(backbone.channels)
+        self.backbone = make_engine(backbone, self.device, engine)
+
+    @torch.inference_mode()
+    def embed(self, images: Tensor) -> Tensor:
+        """(B, 3, H, W) images in [0, 1] -> (B, h*w, D) patch features, row by row; h, w = ceil(H / 8), ceil(W / 8).
+
+        D is the sum of both layers' channels (WideResNet-50: 1536). Features keep the length that the network gives.
+        """
+        layer2, layer3 = (
+            F.avg_pool2d(layer, kernel_size=3, stride=1, padding=1)
+            for layer in self.backbone(images.to(self.device, torch.float32))
+        )
+        layer3 = F.interpolate(layer3, size=layer2.shape[-2:], mode="bilinear")
+        return torch.cat([layer2, layer3], dim=1).flatten(2).transpose(1, 2)
