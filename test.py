@@ -1,0 +1,91 @@
+"""Show what WEDGE-Net sees: one picture for each defective test image (Figure 3).
+
+    python test.py
+    python test.py --category all --limit 5
+
+Six columns: input, ground truth, frequency map, semantic map, anomaly score, overlay with the defect's outline. One
+colour scale for all images of a category. Writes SAVE_DIR/10pct/results/tile/<defect>_<image>.png. Settings are in
+config.py.
+"""
+
+import sys
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+
+import config
+from models.errors import InputError
+from models.frequency import WaveletTransform, frequency_map
+from models.semantic import attention_mask
+from models.wedge_net import WedgeNet
+from utils.checkpoint import build_net, load_detector
+from utils.console import check_writable, command, for_each, progress
+from utils.dataset import Sample, batches, find_categories, test_samples
+from utils.inference import score_samples
+from utils.metrics import training_threshold
+from utils.panels import Streams, colour_scale, draw_result
+from utils.settings import Settings, SettingsParser, positive, ratio_name
+
+
+@command
+def main(argv: Sequence[str] | None = None) -> int:
+    """Draw every category and ratio that the settings ask for; returns the exit code."""
+    parser = SettingsParser(config, __doc__)
+    parser.add_argument(
+        "--limit", type=positive, metavar="N", help="draw N images of each category, spread over its defects"
+    )
+    settings, options = parser.read(argv)
+    categories = find_categories(settings)
+    check_writable(settings.save_dir, "SAVE_DIR")
+    net = build_net(settings)
+    return for_each(categories, lambda category: draw_category(settings, category, net, options.limit))
+
+
+def draw_category(settings: Settings, category: str, net: WedgeNet, limit: int | None = None) -> None:
+    """Score all test images, for the colour scale, and draw the defective ones, or ``limit`` of them."""
+    samples = test_samples(settings, category)
+    defective = [index for index, sample in enumerate(samples) if sample.label]
+    if not defective:
+        raise InputError(f"{category} has no defective test image to draw")
+    chosen = spread(defective, limit or len(defective))
+    detectors = [load_detector(settings, category, ratio, net)[0] for ratio in settings.sampling_ratio]
+    scored = score_samples(net, detectors, samples, settings, category)
+    thresholds = [training_threshold(detector.calibration_scores.numpy()) for detector in detectors]
+    scales = [colour_scale(result.maps, threshold) for result, threshold in zip(scored, thresholds, strict=True)]
+    folders = [settings.save_dir / ratio_name(ratio) / "results" / category for ratio in settings.sampling_ratio]
+
+    views = see(net, [samples[index] for index in chosen], settings)
+    for index, streams in zip(progress(chosen, f"{category}: pictures"), views, strict=True):
+        sample = samples[index]
+        name = f"{category}/{sample.defect}/{sample.path.name}"
+        for folder, result, scale, threshold in zip(folders, scored, scales, thresholds, strict=True):
+            file = folder / f"{sample.defect}_{sample.path.stem}.png"
+            draw_result(file, name, streams, result.maps[index], scale, float(result.scores[index]), threshold)
+    for folder in folders:
+        print(f"[{category}] {len(chosen)} pictures: {folder}")
+
+
+def spread(items: Sequence[int], count: int) -> list[int]:
+    """``count`` of the items, or all, at even distances: a few pictures should not all show the first defect."""
+    places = np.linspace(0, len(items) - 1, min(count, len(items))).round().astype(int)
+    return [items[place] for place in places]
+
+
+def see(net: WedgeNet, samples: Sequence[Sample], settings: Settings) -> Iterator[Streams]:
+    """For each sample the image, its mask and what the two streams see in it; None for what there is not."""
+    transform = WaveletTransform(settings.wavelet_type).to(net.device)
+    for batch in batches(samples, settings):
+        images = batch.images.to(net.device)
+        frequency = frequency_map(transform(images)).cpu().numpy()
+        semantic = attention_mask(net.backbone(images)[0])[:, 0].cpu().numpy()
+        for place, sample in enumerate(batch.samples):
+            yield Streams(
+                image=batch.images[place].permute(1, 2, 0).numpy(),
+                mask=None if sample.mask is None else batch.masks[place].numpy(),
+                frequency=None if settings.frequency_stream == "off" else frequency[place],
+                semantic=semantic[place] if settings.use_semantic else None,
+            )
+
+
+if __name__ == "__main__":
+    sys.exit(main())

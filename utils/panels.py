@@ -1,0 +1,142 @@
+"""Pictures made of image panels: what the detector sees in one image, and how corruption changes its maps."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.cm import ScalarMappable
+from matplotlib.colors import Normalize
+from matplotlib.figure import Figure
+
+from utils.figures import save_figure
+
+HEAT = "inferno"
+OUTLINE = "#19e3ff"  # stands out from every colour of HEAT
+
+
+@dataclass(frozen=True)
+class Streams:
+    """One image (H, W, 3) in [0, 1] and what is seen of it; None is a grey panel.
+
+    ``mask`` (H, W) bool, the ground truth; ``frequency`` and ``semantic`` (h, w), each from 0 to 1 over the image.
+    """
+
+    image: np.ndarray
+    mask: np.ndarray | None
+    frequency: np.ndarray | None
+    semantic: np.ndarray | None
+
+
+class Maps(NamedTuple):
+    """What one method says of several images: anomaly ``maps`` (N, H, W), ``scores``, and its training threshold."""
+
+    maps: np.ndarray
+    scores: Sequence[float]
+    threshold: float | None
+
+
+def colour_scale(maps: np.ndarray, threshold: float | None) -> Normalize:
+    """The range of colours of a set of anomaly maps, the threshold within: good parts alone should not look hot."""
+    values = [maps.min(), maps.max(), *([] if threshold is None else [threshold])]
+    return Normalize(min(values), max(values))
+
+
+def draw_result(
+    path: Path,
+    name: str,
+    streams: Streams,
+    anomaly: np.ndarray,
+    scale: Normalize,
+    score: float,
+    threshold: float | None,
+) -> None:
+    """Six columns: input, ground truth, frequency map, semantic map, anomaly score, overlay (the paper's Figure 3).
+
+    ``anomaly`` (H, W) is the anomaly map and ``scale`` the range of its colours; ``score`` is the image's.
+    """
+    figure = Figure(figsize=(12, 2.5), layout="constrained")
+    figure.suptitle(f"{name}    score {score:.4g}{_verdict(score, threshold)}", fontsize=10)
+    axes = figure.subplots(1, 6)
+    _panel(axes[0], streams.image)
+    _panel(axes[1], streams.mask, "no mask", cmap="gray", vmin=0, vmax=1)
+    _panel(axes[2], streams.frequency, "off", cmap="viridis", vmin=0, vmax=1)
+    _panel(axes[3], streams.semantic, "off", cmap="viridis", vmin=0, vmax=1)
+    _panel(axes[4], anomaly, cmap=HEAT, norm=scale)
+    _panel(axes[5], streams.image)
+    # The hotter, the less transparent: the part stays visible where nothing is wrong.
+    axes[5].imshow(anomaly, cmap=HEAT, norm=scale, alpha=0.85 * scale(anomaly) ** 2)
+    if streams.mask is not None and streams.mask.any():
+        axes[5].contour(streams.mask, [0.5], colors=OUTLINE, linewidths=1.2)
+        axes[5].set_xlabel("outline: ground truth", fontsize=7)
+    for axis in axes[2:4]:
+        axis.set_xlabel("0 to 1 in each image", fontsize=7)
+    axes[4].set_xlabel("one scale for the category", fontsize=7)
+    titles = ("input", "ground truth", "frequency map", "semantic map", "anomaly score", "overlay")
+    for axis, title in zip(axes, titles, strict=True):
+        axis.set_title(title, fontsize=9)
+    _colour_bar(figure, axes[5], scale, threshold, fraction=0.05)
+    save_figure(path, figure)
+
+
+def draw_levels(
+    path: Path, name: str, labels: Sequence[str], images: np.ndarray, methods: Mapping[str, Maps | None]
+) -> None:
+    """A row for each level: the original, the corrupted image, each method's anomaly map (None: a grey column).
+
+    ``images`` (N, H, W, 3) in [0, 1], the first one uncorrupted. One colour scale for each method over all levels.
+    """
+    figure = Figure(figsize=(8, 2.1 * len(labels) + 1), layout="constrained")
+    figure.suptitle(f"{name}, a good part", fontsize=10)
+    axes = figure.subplots(len(labels), 2 + len(methods))
+    for row, label, image in zip(axes, labels, images, strict=True):
+        _panel(row[0], images[0])
+        _panel(row[1], image)
+        row[0].set_ylabel(label, fontsize=9)
+    for column, found in zip(axes.T[2:], methods.values(), strict=True):
+        if found is None:
+            for axis in column:
+                _panel(axis, None, "Skipped")
+            column[-1].set_xlabel("no usable memory bank", fontsize=8)
+            continue
+        scale = colour_scale(found.maps, found.threshold)
+        for axis, values, score in zip(column, found.maps, found.scores, strict=True):
+            _panel(axis, values, cmap=HEAT, norm=scale)
+            axis.set_xlabel(f"score {score:.4g}{_verdict(score, found.threshold)}", fontsize=7)
+        _colour_bar(figure, column, scale, found.threshold, location="bottom", fraction=0.02, pad=0.01)
+    for axis, title in zip(axes[0], ("original", "corrupted", *methods), strict=True):
+        axis.set_title(title, fontsize=9)
+    save_figure(path, figure)
+
+
+def _panel(axis: Axes, values: np.ndarray | None, without: str = "", **colours: object) -> None:
+    """An image without ticks; where there is none, a grey field that says why."""
+    axis.set_xticks([])
+    axis.set_yticks([])
+    if values is not None:
+        axis.imshow(values, **colours)
+        return
+    axis.set_facecolor("0.85")
+    axis.set_box_aspect(1)
+    axis.text(0.5, 0.5, without, transform=axis.transAxes, ha="center", va="center", color="0.35")
+
+
+def _verdict(score: float, threshold: float | None) -> str:
+    if threshold is None:
+        return ""
+    sign, verdict = (">", "defective") if score > threshold else ("≤", "good")
+    return f" {sign} {threshold:.4g}: {verdict}"
+
+
+def _colour_bar(
+    figure: Figure, axes: Axes | np.ndarray, scale: Normalize, threshold: float | None, **place: object
+) -> None:
+    bar = figure.colorbar(ScalarMappable(scale, HEAT), ax=axes, **place)
+    bar.ax.tick_params(labelsize=7)
+    bar.set_label("distance to the bank", fontsize=7)
+    if threshold is not None:
+        bar.set_label("distance to the bank (line: threshold)", fontsize=7)
+        draw_line = bar.ax.axvline if bar.orientation == "horizontal" else bar.ax.axhline
+        draw_line(threshold, color=OUTLINE, linewidth=2)
