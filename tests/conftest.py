@@ -48,11 +48,13 @@ def data(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def flags(data: Path, tmp_path: Path) -> list[str]:
-    """What every script is called with here: the small data set, the small backbone, an own SAVE_DIR."""
+    """What every script is called with here: the small data set, the small backbone, folders of its own."""
     pairs = {
         "data-path": data,
         "save-dir": tmp_path / "out",
         "backbone": "efficientnet_lite0",
+        "patchcore-dir": tmp_path / "patchcore",
+        "patchcore-backbone": "efficientnet_lite0",
         "image-size": 64,
         "resize": 72,
         "batch-size": 5,
