@@ -71,7 +71,7 @@ def compare(category: str, variants: dict[str, Settings], nets: dict[str, WedgeN
     }
     rows = [dict.fromkeys(COLUMNS) | {"category": category, "kind": kind(category), "ratio": ratio} for ratio in ratios]
     for name, variant in variants.items():
-        scored = score_samples(nets[name], detectors[name], samples, variant, f"{category}, semantic {name}")
+        scored = score_samples(detectors[name], samples, variant, f"{category}, semantic {name}")
         for row, result in zip(rows, scored, strict=True):
             row |= {f"{figure}_{name}": value for figure, value in measure(result.labels, result.scores).items()}
     for row in rows:

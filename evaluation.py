@@ -50,7 +50,7 @@ def evaluate_category(settings: Settings, category: str, net: WedgeNet) -> list[
     detectors = [detector for detector, _ in loaded]
     rows = []
     for ratio, (detector, checkpoint), scored in zip(
-        settings.sampling_ratio, loaded, score_samples(net, detectors, samples, settings, category), strict=True
+        settings.sampling_ratio, loaded, score_samples(detectors, samples, settings, category), strict=True
     ):
         metrics = evaluate(scored.labels, scored.scores, scored.masks, scored.maps)
         print(describe(category, ratio, metrics))

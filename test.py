@@ -49,7 +49,7 @@ def draw_category(settings: Settings, category: str, net: WedgeNet, limit: int |
         raise InputError(f"{category} has no defective test image to draw")
     chosen = spread(defective, limit or len(defective))
     detectors = [load_detector(settings, category, ratio, net)[0] for ratio in settings.sampling_ratio]
-    scored = score_samples(net, detectors, samples, settings, category)
+    scored = score_samples(detectors, samples, settings, category)
     thresholds = [training_threshold(detector.calibration_scores.numpy()) for detector in detectors]
     scales = [colour_scale(result.maps, threshold) for result, threshold in zip(scored, thresholds, strict=True)]
     folders = [settings.save_dir / ratio_name(ratio) / "results" / category for ratio in settings.sampling_ratio]

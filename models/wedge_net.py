@@ -1,5 +1,7 @@
 """WEDGE-Net's embedding: what each patch of an image looks like, as one vector."""
 
+import copy
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -55,10 +57,14 @@ class WedgeNet(nn.Module):
         """The frequency stream's own parameters, on the CPU; empty if it has none."""
         return {} if self.frequency is None else {k: v.cpu() for k, v in self.frequency.state_dict().items()}
 
-    def load_frequency(self, parameters: dict[str, Tensor]) -> None:
-        """Take over the parameters that a bank was made with."""
-        if self.frequency is not None:
-            self.frequency.load_state_dict(parameters)
+    def with_frequency(self, parameters: dict[str, Tensor]) -> "WedgeNet":
+        """This network with the frequency parameters that a bank was made with; the backbone is shared, not copied."""
+        if all(torch.equal(parameters[name], own) for name, own in self.frequency_parameters().items()):
+            return self
+        twin = copy.copy(self)
+        twin._modules = self._modules | {"frequency": copy.deepcopy(self.frequency)}
+        twin.frequency.load_state_dict(parameters)
+        return twin
 
     @torch.inference_mode()
     def embed(self, images: Tensor) -> Tensor:

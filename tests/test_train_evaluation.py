@@ -46,7 +46,7 @@ def scores_of(flags):
     settings, _ = SettingsParser(config, None).read(flags)
     net = build_net(settings)
     detector, _ = load_detector(settings, "tile", 0.1, net)
-    return score_samples(net, [detector], test_samples(settings, "tile"), settings, "test")[0]
+    return score_samples([detector], test_samples(settings, "tile"), settings, "test")[0]
 
 
 def test_all_categories_and_ratios(flags, tmp_path, capsys):
@@ -100,6 +100,18 @@ def test_a_saved_gate_is_used_whatever_the_seed_says(flags):
     first = scores_of(flags)
     other = scores_of([*flags, "--seed", "9"])
     np.testing.assert_array_equal(first.scores, other.scores)
+
+
+def test_each_bank_is_asked_with_the_gate_it_was_made_with(flags, tmp_path):
+    """Two ratios trained with different seeds, evaluated together."""
+    assert train.main(flags) == 0
+    assert train.main([*flags, "--sampling-ratio", "0.2", "--seed", "1"]) == 0
+    assert evaluation.main(flags) == 0
+    alone = rows(tmp_path)[0]["image_auroc"], rows(tmp_path)[0]["f1_threshold"]
+    assert evaluation.main([*flags, "--sampling-ratio", "0.2, 0.1"]) == 0
+    together = rows(tmp_path)[1]
+    assert together["ratio"] == "0.1"
+    assert (together["image_auroc"], together["f1_threshold"]) == alone
 
 
 def test_what_fits_is_skipped_and_what_does_not_is_kept(flags, tmp_path, capsys):
@@ -280,7 +292,7 @@ def test_out_of_memory_says_what_to_lower(flags, monkeypatch, capsys):
     def exhausted(*_args, **_kwargs):
         raise torch.OutOfMemoryError("CUDA out of memory")
 
-    monkeypatch.setattr(train, "extract_features", exhausted)
+    monkeypatch.setattr("utils.training.extract_features", exhausted)
     assert train.main(flags) == 2
     assert "BATCH_SIZE" in capsys.readouterr().err
 

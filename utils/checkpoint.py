@@ -113,7 +113,7 @@ def build_net(settings: Settings) -> WedgeNet:
 
 
 def load_detector(settings: Settings, category: str, ratio: float, net: WedgeNet) -> tuple[Detector, Checkpoint]:
-    """The detector of one category and ratio; ``net`` takes over the frequency stream's saved parameters.
+    """The detector of one category and ratio; it shares ``net``'s backbone and has the bank's own frequency stream.
 
     Raises :class:`InputError` if its bank is missing, unreadable, or does not fit the settings (which one is said).
     """
@@ -121,6 +121,6 @@ def load_detector(settings: Settings, category: str, ratio: float, net: WedgeNet
     checkpoint = load_checkpoint(path)
     if reason := misfit(checkpoint, settings.embedding(), net):
         raise InputError(f"memory bank {path} does not fit: {reason}; change the setting or train again")
-    net.load_frequency(checkpoint.frequency)
+    net = net.with_frequency(checkpoint.frequency)
     bank = MemoryBank(checkpoint.memory_bank)
     return Detector(net, bank, settings.image_size, checkpoint.calibration_scores), checkpoint

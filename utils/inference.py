@@ -45,22 +45,22 @@ def extract_features(net: Net, samples: Sequence[Sample], settings: Settings, wh
 
 
 def score_samples(
-    net: Net,
     detectors: Sequence[Detector],
     samples: Sequence[Sample],
     settings: Settings,
     what: str,
     corrupt: Callable[[Batch], Tensor] | None = None,
 ) -> list[Scored]:
-    """Score the samples with several banks of one embedding, which is computed once.
+    """Score the samples with several banks; an embedding that they share is computed once.
 
     ``corrupt`` makes the images (B, 3, H, W) that are scored out of a batch; None leaves them as they are.
     """
     scores, maps, masks = [[] for _ in detectors], [[] for _ in detectors], []
     for batch in _with_progress(samples, settings, what):
-        features = net.embed(batch.images if corrupt is None else corrupt(batch))
+        images = batch.images if corrupt is None else corrupt(batch)
+        features = {net: net.embed(images) for net in dict.fromkeys(detector.net for detector in detectors)}
         for detector, its_scores, its_maps in zip(detectors, scores, maps, strict=True):
-            prediction = detector.predict_features(features)
+            prediction = detector.predict_features(features[detector.net])
             its_scores.append(prediction.scores.cpu())
             its_maps.append(prediction.maps.cpu())
         masks.append(batch.masks)

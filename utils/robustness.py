@@ -167,7 +167,7 @@ def measure(
         for draw in range(seeds if level else 1):
             hook = corruption.hook(settings, level, settings.seed + draw)
             progress = f"{what}, {corruption.symbol} {level:g}"
-            results = score_samples(detectors[0].net, detectors, samples, settings, progress, hook)
+            results = score_samples(detectors, samples, settings, progress, hook)
             for own, result, threshold in zip(figures, results, thresholds, strict=True):
                 rates = alarm_rates(result.labels, result.scores, threshold)
                 own[place, draw] = np.array([auroc(result.labels, result.scores), *rates], float)
