@@ -1,0 +1,41 @@
+"""Train the PatchCore baseline on the same images: plain features of layers 2 and 3, and the patches that cover them.
+
+    python train_patchcore.py --sampling-ratio 1,0.1
+    python train_patchcore.py --category all --patchcore-backbone efficientnet_lite0
+
+Writes PatchCore_DIR/model_data_tile.pt (all patches) or PatchCore_DIR/model_data_tile_10pct.pt for each category and
+ratio; what compares with PatchCore takes the largest. Settings are in config.py.
+"""
+
+import sys
+from collections.abc import Sequence
+
+import config
+from utils.console import check_writable, command, for_each
+from utils.dataset import find_categories
+from utils.patchcore import build_patchcore, patchcore_embedding, patchcore_path
+from utils.settings import SettingsParser
+from utils.training import Method, train_category
+
+
+@command
+def main(argv: Sequence[str] | None = None) -> int:
+    """Train every category and ratio that the settings ask for; returns the exit code."""
+    parser = SettingsParser(config, __doc__)
+    parser.add_argument("--overwrite", action="store_true", help="train again what is there already")
+    settings, options = parser.read(argv)
+    categories = find_categories(settings)
+    check_writable(settings.patchcore_dir, "PatchCore_DIR")
+    net = build_patchcore(settings)
+    print(f"{settings.patchcore_backbone} on {settings.device} by {net.backbone.name}, {net.dim} dimensions a patch")
+    method = Method(
+        net,
+        patchcore_embedding(settings),
+        lambda category, ratio: patchcore_path(settings, category, ratio),
+        "PatchCore_DIR",
+    )
+    return for_each(categories, lambda category: train_category(settings, category, method, options.overwrite))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
