@@ -61,6 +61,30 @@ def draw_evaluation(path: Path, rows: Sequence[Mapping[str, Any]], means: Sequen
     save_figure(path, figure)
 
 
+def draw_speed(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
+    """Images a second of each model, by the paper's protocol and end to end, with the backbone's own rate as a line."""
+    figure = Figure(figsize=(8, 1.2 + 0.75 * len(rows)))
+    axis = figure.subplots()
+    places = np.arange(len(rows))
+    bars = {"fps": "features + search (the paper's protocol)", "end_to_end_fps": "end to end, pixels to score"}
+    for shift, colour, (column, title) in zip((-0.2, 0.2), COLOURS, bars.items(), strict=False):
+        drawn = axis.barh(places + shift, [row[column] for row in rows], 0.36, color=colour, label=title)
+        axis.bar_label(drawn, [f"{row[column]:.1f}" for row in rows], padding=4, fontsize=8)
+    bounds = [row["backbone_fps"] for row in rows]
+    axis.vlines(bounds, places - 0.42, places + 0.42, color="0.2", linewidth=2, label="bound: the backbone alone")
+    labels = []
+    for row in rows:
+        quality = "AUROC undefined" if row["image_auroc"] is None else f"AUROC {row['image_auroc']:.4f}"
+        labels.append(f"{row['model']} {row['ratio'] * 100:g} %\n{quality}, {row['bank_mb']:.1f} MB")
+    axis.set_yticks(places, labels, fontsize=9)
+    axis.set_ylim(len(rows) - 0.5, -0.5)
+    axis.set_xlim(0, 1.12 * max(bounds))
+    axis.set_xlabel("images per second, one at a time")
+    axis.spines[["top", "right"]].set_visible(False)
+    axis.legend(frameon=False, fontsize=8, loc="lower center", bbox_to_anchor=(0.45, 1), ncols=3)
+    save_figure(path, figure)
+
+
 def draw_gap(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
     """Score gap, separation and image AUROC of each category, from without to with semantic attention."""
     titles = {"gap": "score gap", "separation": "gap / std of good", "auroc": "image AUROC"}
