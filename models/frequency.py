@@ -31,7 +31,7 @@ class WaveletTransform(nn.Module):
         """(B, C, H, W) -> (B, C, 4, h, w): bands cA, cH, cV, cD with h = floor((H + taps - 1) / 2)."""
         batch, channels, height, width = images.shape
         rows, columns = (self._reflected(size).to(images.device) for size in (height, width))
-        padded = images.reshape(batch * channels, 1, height, width)[:, :, rows][:, :, :, columns]
+        padded = images.reshape(batch * channels, 1, height, width).index_select(2, rows).index_select(3, columns)
         bands = F.conv2d(padded, self.kernels, stride=2)
         return bands.view(batch, channels, 4, *bands.shape[-2:])
 

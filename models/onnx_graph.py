@@ -12,7 +12,7 @@ from torch import Tensor, fx, nn
 
 from models.efficientnet_lite import SameConv2d
 
-OPSET, IR_VERSION = 17, 8  # of 2022: onnxruntime reads versions older than itself, not newer ones
+OPSET, IR_VERSION = 18, 8  # of 2022: onnxruntime reads versions older than itself, not newer ones
 FUNCTIONS = {operator.add: "Add", operator.iadd: "Add", operator.sub: "Sub", operator.truediv: "Div"}
 
 
