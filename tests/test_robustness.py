@@ -12,13 +12,11 @@ import config
 import eval_color_robustness
 import eval_noise_robustness
 import train
-from models.calibration import held_out_scores
-from models.scoring import AnomalyMap
-from utils.checkpoint import Checkpoint, build_net, load_detector, save_checkpoint
+import train_patchcore
+from utils.checkpoint import build_net, load_detector
 from utils.corruptions import color_jitter, gaussian_noise
-from utils.dataset import batches, files_digest, test_samples, train_samples
-from utils.inference import extract_features
-from utils.patchcore import build_patchcore, load_patchcore, patchcore_embedding, patchcore_path
+from utils.dataset import batches, test_samples
+from utils.patchcore import load_patchcore, patchcore_path
 from utils.settings import SettingsParser
 
 test_samples.__test__ = False
@@ -37,29 +35,9 @@ def trained(flags):
 
 
 def save_patchcore(flags, category):
-    """A whole PatchCore bank of a category, with its calibration scores; returns the file."""
-    settings, _ = SettingsParser(config, None).read(flags)
-    net, samples = build_patchcore(settings), train_samples(settings, category)
-    features = extract_features(net, samples, settings, "features")
-    bank = features.flatten(0, 1)
-    owners = torch.arange(len(bank)) // features.shape[1]
-    scores = held_out_scores(features, bank, owners, AnomalyMap((8, 8), 64, net.scoring))
-    path = patchcore_path(settings, category, 1.0)
-    checkpoint = Checkpoint(
-        memory_bank=bank,
-        settings=patchcore_embedding(settings),
-        frequency={},
-        fingerprint=net.fingerprint,
-        category=category,
-        sampling_ratio=1.0,
-        sampling_method="coreset",
-        seed=0,
-        training_images=len(samples),
-        training_digest=files_digest(samples),
-        calibration_scores=scores,
-    )
-    save_checkpoint(path, checkpoint)
-    return path
+    """Train a whole PatchCore bank of a category; returns the file."""
+    assert train_patchcore.main([*flags, "--category", category, "--sampling-ratio", "1"]) == 0
+    return patchcore_path(SettingsParser(config, None).read(flags)[0], category, 1.0)
 
 
 def read(folder, category="tile", ratio="10pct", name="full_noise_comparison_smoothed"):
@@ -128,11 +106,11 @@ def test_batch_size_workers_and_place_do_not_matter_but_the_seed_does(trained, d
 
 
 def test_several_seeds_give_a_mean_and_a_range(trained, tmp_path):
-    assert eval_noise_robustness.main([*trained, "--noise-seeds", "3"]) == 0
+    assert eval_noise_robustness.main([*trained, "--noise-seeds", "2"]) == 0
     several = read(tmp_path / "out")
     assert list(several[0]) == COLUMNS + RANGES
     single = []
-    for seed in (42, 43, 44):
+    for seed in (42, 43):
         # A gate that is saved is used whatever the seed says, so only the noise differs.
         assert eval_noise_robustness.main([*trained, "--seed", str(seed)]) == 0
         single.append([float(row["wedge_net_auroc"]) for row in read(tmp_path / "out")])
@@ -149,13 +127,13 @@ def test_a_wrong_number_of_seeds_is_refused(flags, capsys, value):
     assert "--noise-seeds: must be a whole number of at least 1" in capsys.readouterr().err
 
 
-def test_all_categories_and_ratios_without_patchcore(flags, tmp_path, capsys):
-    every = [*flags, "--category", "all", "--sampling-ratio", "all"]
+def test_all_categories_and_several_ratios_without_patchcore(flags, tmp_path, capsys):
+    every = [*flags, "--category", "all", "--sampling-ratio", "1, 0.01"]
     assert train.main(every) == 0
     assert eval_color_robustness.main(every) == 0
     assert capsys.readouterr().err.count("PatchCore is left out for tile, bolt") == 1
     for category in ("tile", "bolt"):
-        for ratio, number in {"100pct": "1.0", "10pct": "0.1", "1pct": "0.01"}.items():
+        for ratio, number in {"100pct": "1.0", "1pct": "0.01"}.items():
             table = read(tmp_path / "out", category, ratio, "final_color_comparison")
             assert {row["ratio"] for row in table} == {number}
             assert all(row["patchcore_auroc"] == row["patchcore_detection_rate"] == "" for row in table)
