@@ -94,15 +94,15 @@ def benchmark(settings: Settings, category: str, net: WedgeNet, calls: int) -> l
     with torch.inference_mode():
         seconds = alternate(functions, calls, WARMUPS)
 
-    aurocs = image_aurocs(settings, category, detectors, samples)
+    scored = score_samples(list(detectors.values()), samples, settings, f"{category}: AUROC")
     rows = []
-    for model, detector in detectors.items():
+    for (model, detector), result in zip(detectors.items(), scored, strict=True):
         row = {
             "category": category,
             "model": model.name,
             "ratio": model.ratio,
             "categories": 1,
-            "image_auroc": aurocs[model],
+            "image_auroc": auroc(result.labels, result.scores),
             "bank_vectors": len(detector.bank),
             "bank_mb": detector.bank.nbytes / 1e6,
             **latency("", seconds[model, "search"]),
@@ -148,19 +148,6 @@ def load_detectors(settings: Settings, category: str, net: WedgeNet) -> dict[Mod
     if missing:
         print(f"[{category}] no memory bank, so no row: {', '.join(missing)}", file=sys.stderr)
     return detectors
-
-
-def image_aurocs(
-    settings: Settings, category: str, detectors: dict[Model, Detector], samples: Sequence[Sample]
-) -> dict[Model, float | None]:
-    """Image AUROC of each bank; the banks of one network share the features."""
-    aurocs = {}
-    for name in dict.fromkeys(model.name for model in detectors):
-        models = [model for model in detectors if model.name == name]
-        own = [detectors[model] for model in models]
-        for model, scored in zip(models, score_samples(own, samples, settings, category), strict=True):
-            aurocs[model] = auroc(scored.labels, scored.scores)
-    return aurocs
 
 
 def load_pixels(settings: Settings, samples: Sequence[Sample], limit: int) -> list[Tensor]:

@@ -88,18 +88,26 @@ def draw_speed(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
 def draw_gap(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
     """Score gap, separation and image AUROC of each category, from without to with semantic attention."""
     titles = {"gap": "score gap", "separation": "gap / std of good", "auroc": "image AUROC"}
-    several = len({row["ratio"] for row in rows}) > 1
-    names = [f"{row['kind']}s, mean" if row["category"] == "mean" else row["category"] for row in rows]
-    labels = [f"{name}, {row['ratio'] * 100:g} %" if several else name for name, row in zip(names, rows, strict=True)]
+    rows = sorted(rows, key=lambda row: -row["ratio"])  # the means of a ratio under its categories
+    several = rows[0]["ratio"] != rows[-1]["ratio"]
+    labels = []
+    for row in rows:
+        name = f"mean: {row['kind']}" if row["category"] == "mean" else row["category"]
+        labels.append(f"{name}, {row['ratio'] * 100:g} %" if several else name)
     figure = Figure(figsize=(9, 1.3 + 0.28 * len(rows)))
     places = np.arange(len(rows))
+    means = [place for place, row in zip(places, rows, strict=True) if row["category"] == "mean"]
     for axis, (column, title) in zip(figure.subplots(1, len(titles), sharey=True), titles.items(), strict=True):
         off, on = (np.array([row[f"{column}_{name}"] for row in rows], float) for name in ("off", "on"))
-        axis.hlines(places, off, on, color="0.75", linewidth=2, zorder=1)
+        axis.barh(means, 1, 1, color="0.95", transform=axis.get_yaxis_transform(), zorder=0)
+        axis.hlines(places, off, on, color="0.7", linewidth=2, zorder=1)
         axis.scatter(off, places, 36, COLOURS[1], label="without semantic attention", zorder=2)
         axis.scatter(on, places, 36, COLOURS[0], marker="D", label="with", zorder=3)
         axis.set_xlabel(title)
         axis.margins(x=0.15)
+        axis.locator_params(axis="x", nbins=5)
+        if column != "auroc":  # a difference of AUROCs would not show from zero
+            axis.axvline(0, color="0.7", linewidth=1)
         axis.grid(axis="x", alpha=0.3)
         axis.spines[["top", "right"]].set_visible(False)
     axis.set_yticks(places, labels)
