@@ -1,3 +1,4 @@
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -122,3 +123,9 @@ def test_a_missing_constant_is_named():
     values = {name: value for name, value in DEFAULTS.items() if name != "SEED"}
     with pytest.raises(InputError, match="SEED is missing"):
         read(constants=SimpleNamespace(**values))
+
+
+def test_readme_lists_every_setting_with_its_default():
+    readme = (Path(config.__file__).parent / "README.md").read_text(encoding="utf-8")
+    for constant, value in DEFAULTS.items():
+        assert f"| `{constant}` | `{value!r}` |" in readme
