@@ -98,16 +98,23 @@ def build_backbone(name: str, weights: str | Mapping[str, Tensor] | None = None)
     return backbone
 
 
-def _architecture(name: str) -> Backbone:
+def feature_channels(name: str) -> tuple[int, int]:
+    """(C2, C3) of the backbone called ``name``, without building it."""
     if name == "efficientnet_lite0":
-        return Backbone(name, efficientnet_lite0_trunk(), (40, 112), mean=(0.5,) * 3, std=(0.5,) * 3)
+        return 40, 112
+    return (128, 256) if name in ("resnet18", "resnet34") else (512, 1024)
+
+
+def _architecture(name: str) -> Backbone:
+    channels = feature_channels(name)
+    if name == "efficientnet_lite0":
+        return Backbone(name, efficientnet_lite0_trunk(), channels, mean=(0.5,) * 3, std=(0.5,) * 3)
 
     from torchvision.models import get_model  # slow to import, and not needed above
 
     layers = dict(get_model(name, weights=None).named_children())
     to_layer2 = {key: layers[key] for key in ("conv1", "bn1", "relu", "maxpool", "layer1", "layer2")}
     trunk = {"layer2": _named_sequence(to_layer2), "layer3": _named_sequence({"layer3": layers["layer3"]})}
-    channels = (128, 256) if name in ("resnet18", "resnet34") else (512, 1024)
     return Backbone(name, trunk, channels, IMAGENET_MEAN, IMAGENET_STD)
 
 

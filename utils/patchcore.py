@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from models.backbone import IMAGENET_MEAN, IMAGENET_STD, build_backbone
+from models.backbone import IMAGENET_MEAN, IMAGENET_STD, build_backbone, feature_channels
 from models.detector import Detector
 from models.errors import InputError
 from models.memory_bank import MemoryBank
@@ -86,15 +86,19 @@ def load_patchcore(settings: Settings, category: str) -> Detector | None:
             )
         bank, scores = checkpoint.memory_bank, checkpoint.calibration_scores
     else:
-        scores = None
         bank, weights = _find_bank(contents, path)
-        net = build_patchcore(settings) if weights is None else _own_network(settings, weights, path)
-        if bank.shape[1] != net.dim:
+        scores, dim = None, sum(feature_channels(settings.patchcore_backbone))
+        if bank.shape[1] != dim:
             raise InputError(
                 f"memory bank {path} does not fit: its vectors have {bank.shape[1]} dimensions, layers 2 and 3 of "
-                f"{settings.patchcore_backbone} give {net.dim}; set PATCHCORE_BACKBONE to the network it was made with"
+                f"{settings.patchcore_backbone} give {dim}; set PATCHCORE_BACKBONE to the network it was made with"
             )
-    return Detector(net, MemoryBank(bank), settings.image_size, scores)
+        net = build_patchcore(settings) if weights is None else _own_network(settings, weights, path)
+    try:
+        memory = MemoryBank(bank)
+    except InputError as error:
+        raise InputError(f"memory bank {path} cannot be used: {error}") from error
+    return Detector(net, memory, settings.image_size, scores)
 
 
 class _Ignored:
@@ -102,9 +106,6 @@ class _Ignored:
 
     def __new__(cls, *_args: Any) -> "_Ignored":
         return super().__new__(cls)
-
-    def __init__(self, *_args: Any) -> None:
-        pass
 
     def __setstate__(self, _state: Any) -> None:
         pass
@@ -138,7 +139,7 @@ def _find_bank(contents: Any, path: Path) -> tuple[Tensor, dict[str, Tensor] | N
         state = contents["state_dict"]
         bank = state.get(_ANOMALIB_BANK)
         names = [name for name in state if name.startswith(_ANOMALIB_BACKBONE)]
-        weights = {name.removeprefix(_ANOMALIB_BACKBONE): state[name] for name in names}
+        weights = {name.removeprefix(_ANOMALIB_BACKBONE): state[name] for name in names} or None
     else:
         bank = contents.get("memory_bank") if isinstance(contents, dict) else contents
     if not isinstance(bank, Tensor) or bank.ndim != 2 or not bank.is_floating_point():
