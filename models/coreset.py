@@ -284,7 +284,7 @@ class _Centres:
         sketches = torch.empty(len(self.features), width, device=self.features.device)
         mean = self.mean.double()
         for part in _parts(len(sketches), self.pairs):
-            rows = self.features[part].double()
+            rows = self.features[part].to(torch.float64, copy=True)
             rows -= mean
             coordinates = rows @ directions
             squared = rows.square_().sum(1)
