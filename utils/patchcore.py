@@ -43,7 +43,7 @@ def find_patchcore(settings: Settings, category: str) -> tuple[Path, float] | No
 
 def patchcore_embedding(settings: Settings) -> dict[str, Any]:
     """The settings that a bank of ours must agree with, under their constants' names."""
-    geometry = {name: settings.embedding()[name] for name in ("IMAGE_SIZE", "RESIZE", "CENTER_CROP")}
+    geometry = {name: settings.embedding()[name] for name in ("IMAGE_SIZE", "CENTER_CROP", "RESIZE")}
     return geometry | {"PATCHCORE_BACKBONE": settings.patchcore_backbone}
 
 
