@@ -124,14 +124,15 @@ def draw_robustness(path: Path, title: str, axis_label: str, rows: Sequence[Mapp
 
     A method without a single figure is left out; columns ``..._auroc_min`` and ``..._auroc_max`` become a band.
     """
-    methods = {"wedge_net": ("WEDGE-Net", COLOURS[0], "o"), "patchcore": ("PatchCore", COLOURS[1], "s")}
+    # Ours thinner and on top: where both curves coincide both are seen.
+    methods = {"wedge_net": ("WEDGE-Net", COLOURS[0], "o", 5), "patchcore": ("PatchCore", COLOURS[1], "s", 7)}
     curves = {name: np.array([row[name] for row in rows], float) for name in rows[0] if name.startswith(tuple(methods))}
     levels = [row["level"] for row in rows]
     figure = Figure(figsize=(9, 4), layout="constrained")
     figure.suptitle(title, fontsize=11)
     quality, alarms = figure.subplots(1, 2)
-    for name, (label, colour, marker) in methods.items():
-        style = {"color": colour, "marker": marker, "markersize": 5}
+    for name, (label, colour, marker, size) in methods.items():
+        style = {"color": colour, "marker": marker, "markersize": size, "linewidth": size / 3, "zorder": 10 - size}
         if not np.isnan(curves[f"{name}_auroc"]).all():
             quality.plot(levels, curves[f"{name}_auroc"], label=label, **style)
         if f"{name}_auroc_min" in curves:
