@@ -24,6 +24,7 @@ from models.errors import InputError
 from models.onnx_graph import IR_VERSION, OPSET, onnx_graph
 
 TILE = 2048  # bank vectors compared at a time: 6 MB for one image's 784 patches, whatever the bank
+FLOAT_LAYERS = 6  # convolutions that an 8-bit backbone keeps in float32: all later ones amplify what they round off
 LARGEST = 2**31 - 2**20  # bytes that one protobuf file can hold, with room for the graph itself
 
 
@@ -167,7 +168,13 @@ def _merge(
 
 def _quantised(network: onnx.ModelProto, images: Iterable[np.ndarray]) -> onnx.GraphProto:
     """The backbone in 8 bits: weights by channel, activations by the ranges that they take on ``images``."""
-    from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static
+    from onnxruntime.quantization import (
+        CalibrationDataReader,
+        QuantFormat,
+        QuantType,
+        quant_pre_process,
+        quantize_static,
+    )
 
     class Reader(CalibrationDataReader):
         def __init__(self) -> None:
@@ -180,10 +187,18 @@ def _quantised(network: onnx.ModelProto, images: Iterable[np.ndarray]) -> onnx.G
     with tempfile.TemporaryDirectory() as folder:
         plain, small = Path(folder, "plain.onnx"), Path(folder, "int8.onnx")
         onnx.save(network, plain)
+        quant_pre_process(
+            plain, plain, skip_symbolic_shape=True
+        )  # without shapes, parts are rounded that should not be
+        network = onnx.load(plain)
+        for node in network.graph.node:
+            node.name = node.output[0]
+        onnx.save(network, plain)
         quantize_static(
             plain,
             small,
             Reader(),
+            nodes_to_exclude=[node.name for node in network.graph.node if node.op_type == "Conv"][:FLOAT_LAYERS],
             quant_format=QuantFormat.QDQ,
             activation_type=QuantType.QUInt8,
             weight_type=QuantType.QInt8,

@@ -1,0 +1,156 @@
+"""Export trained detectors: one self-contained .onnx file each, which gives the same answers without torch.
+
+    python export_onnx.py
+    python export_onnx.py --int8 --bank-dtype float16
+
+Writes SAVE_DIR/10pct/model_data_tile_10pct.onnx beside the checkpoint (ONNX opset 18): input ``image`` (N, S, S, 3)
+uint8 RGB, outputs ``score`` (N,) and ``anomaly_map`` (N, S, S); threshold, calibration scores and settings are in the
+model's metadata. Before a file is kept it is compared with PyTorch on the test images. --bank-dtype float16 halves the
+memory bank, --int8 quarters the backbone; their names end in _float16 and _int8. Settings are in config.py.
+"""
+
+import dataclasses
+import platform
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import onnx
+import onnxruntime
+import torch
+
+import config
+from models.backbone import Backbone, build_backbone
+from models.detector import Detector
+from models.errors import InputError
+from models.onnx_detector import detector_graph
+from models.onnx_graph import OPSET
+from models.wedge_net import WedgeNet
+from utils.atomic import atomic_file
+from utils.checkpoint import bank_path, build_net, load_detector
+from utils.console import command, for_each, progress
+from utils.dataset import Sample, batches, find_categories, test_samples, train_samples
+from utils.edge_model import KEY, OnnxModel, model_info
+from utils.metrics import auroc
+from utils.settings import Settings, SettingsParser
+
+CALIBRATION_IMAGES = 64  # training images that set the ranges of an 8-bit backbone
+TOLERANCE = 1e-4  # relative, of a float32 model's scores
+
+
+@command
+def main(argv: Sequence[str] | None = None) -> int:
+    """Export every category and ratio that the settings ask for; returns the exit code."""
+    parser = SettingsParser(config, __doc__)
+    parser.add_argument("--bank-dtype", choices=("float32", "float16"), default="float32", help="how banks are stored")
+    parser.add_argument("--int8", action="store_true", help="backbone in 8 bits, ranges from the training images")
+    settings, options = parser.read(argv)
+    settings = dataclasses.replace(settings, device=torch.device("cpu"))
+    net, backbone = build_net(settings), build_backbone(settings.backbone, settings.backbone_weights)
+
+    def export(category: str) -> None:
+        for ratio in settings.sampling_ratio:
+            export_detector(settings, category, ratio, net, backbone, options.bank_dtype, options.int8)
+
+    return for_each(find_categories(settings), export)
+
+
+def export_detector(
+    settings: Settings, category: str, ratio: float, net: WedgeNet, backbone: Backbone, bank_dtype: str, int8: bool
+) -> Path:
+    """Write one model, after a comparison with PyTorch; returns its path."""
+    detector, checkpoint = load_detector(settings, category, ratio, net)
+    graph = detector_graph(
+        detector,
+        backbone,
+        settings.image_size,
+        bank_dtype=getattr(torch, bank_dtype),
+        int8_images=calibration_images(settings, category) if int8 else None,
+    )
+    info = model_info(
+        category,
+        checkpoint.calibration_scores.numpy(),
+        settings.false_alarm_rate,
+        checkpoint.settings,
+        checkpoint.fingerprint,
+        {module.__name__: module.__version__ for module in (torch, onnx, onnxruntime, np)}
+        | {"python": platform.python_version()},
+    )
+    onnx.helper.set_model_props(graph, {KEY: info.to_json()})
+    smaller = f"_{bank_dtype}" * (bank_dtype != "float32") + "_int8" * int8
+    path = bank_path(settings.save_dir, category, ratio)
+    path = path.with_name(f"{path.stem}{smaller}.onnx")
+    with atomic_file(path) as temporary:
+        temporary.write_bytes(graph.SerializeToString())
+        samples = comparison_samples(settings, category)
+        compared = compare(detector, OnnxModel(temporary), samples, settings, category)
+        print(f"[{category}] {path}: {temporary.stat().st_size / 1e6:.2f} MB, opset {OPSET}\n    {compared}")
+        if not smaller and compared.score_difference > TOLERANCE:
+            raise RuntimeError(
+                f"{path} is not kept: its scores differ from PyTorch's, which is a fault of this program"
+            )
+    return path
+
+
+def calibration_images(settings: Settings, category: str) -> Iterator[np.ndarray]:
+    """Training images spread over the whole set, (1, 3, S, S) float32 in [0, 1]."""
+    samples = _spread(train_samples(settings, category), CALIBRATION_IMAGES)
+    for batch in batches(samples, settings):
+        yield from batch.images.numpy()[:, None]
+
+
+def comparison_samples(settings: Settings, category: str) -> list[Sample]:
+    """The test images, or where there are none as many training images as say enough."""
+    try:
+        return test_samples(settings, category)
+    except InputError:
+        return _spread(train_samples(settings, category), CALIBRATION_IMAGES)
+
+
+def _spread(samples: Sequence[Sample], count: int) -> list[Sample]:
+    places = np.linspace(0, len(samples) - 1, min(count, len(samples))).round().astype(int)
+    return [samples[place] for place in places]
+
+
+class Comparison(NamedTuple):
+    """An exported model beside PyTorch: largest differences, image AUROC of both (None if undefined), verdict flips."""
+
+    images: int
+    score_difference: float  # relative
+    map_difference: float
+    auroc: float | None
+    torch_auroc: float | None
+    flips: int
+
+    def __str__(self) -> str:
+        ranking = "" if self.auroc is None else f", image AUROC {self.auroc:.4f} (PyTorch {self.torch_auroc:.4f})"
+        return (
+            f"beside PyTorch on {self.images} images: scores differ by {self.score_difference:.1e} of their value at "
+            f"most, maps by {self.map_difference:.1e}{ranking}, verdict flips {self.flips}"
+        )
+
+
+def compare(
+    detector: Detector, model: OnnxModel, samples: Sequence[Sample], settings: Settings, category: str
+) -> Comparison:
+    """Run both on the same pixels, one image at a time."""
+    scores, map_difference = [], 0.0
+    with torch.inference_mode():
+        for batch in progress(batches(samples, settings), f"{category}: comparison"):
+            for image in batch.images:
+                expected = detector.predict(image[None])
+                pixels = (image * 255).round().to(torch.uint8).permute(1, 2, 0)[None].contiguous().numpy()
+                score, anomaly_map = model.predict(pixels)
+                scores.append((score[0], expected.scores.item()))
+                map_difference = max(map_difference, float(np.abs(anomaly_map - expected.maps.numpy()).max()))
+    found, wanted = np.array(scores, dtype=np.float64).T
+    labels = np.array([sample.label for sample in samples])
+    flips = ((found > model.info.threshold) != (wanted > model.info.threshold)).sum()
+    difference = float((np.abs(found - wanted) / wanted).max())
+    return Comparison(len(samples), difference, map_difference, auroc(labels, found), auroc(labels, wanted), int(flips))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,236 @@
+"""Judge images with a trained model: score, p-value and OK or NG, a line for each.
+
+    python predict.py model.onnx part.png folder/ "camera/*.jpg" --csv verdicts.csv --heatmaps overlays
+    find . -name "*.png" | python predict.py model.onnx -
+    python predict.py model.onnx --watch camera --csv verdicts.csv
+
+MODEL is a .onnx file of export_onnx.py, for which numpy, pillow and onnxruntime are enough, or a .pt file of train.py.
+A part is NG if its score is above the threshold that the good parts of the training set gave for the false-alarm rate;
+the p-value is how often a good part scores as high or higher.
+
+Exit code 0; with --fail-on-ng 1 if a part is NG or could not be judged; 2 for bad use, or if nothing could be judged.
+"""
+
+import csv
+import glob
+import itertools
+import json
+import statistics
+import sys
+import time
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any, TextIO
+
+import numpy as np
+
+from models.conformal import conformal_threshold, p_values
+from models.errors import InputError
+from utils.console import Parser, check_writable, command, printable
+from utils.edge_model import Model, OnnxModel, describe_rate
+from utils.heatmap import overlay, overlay_path, save_overlay
+from utils.image import EXTENSIONS, read_image
+from utils.watch import follow
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """One image's row. ``verdict`` is OK, NG or ERROR (unreadable: then the figures are None)."""
+
+    file: str
+    score: float | None
+    p_value: float | None
+    verdict: str
+    milliseconds: float | None
+    condition: str | None
+
+
+HEADER = [field.name for field in fields(Verdict)]
+
+
+@command
+def main(argv: Sequence[str] | None = None) -> int:
+    """Judge what the command line names; returns the exit code."""
+    parser = Parser(__doc__)
+    parser.add_argument("model", type=Path, metavar="MODEL", help="a .onnx or .pt file")
+    parser.add_argument("inputs", nargs="*", metavar="INPUT", help="images, folders, globs, or - for a list on stdin")
+    parser.add_argument("--watch", type=Path, metavar="DIR", help="judge what a camera writes there, until Ctrl-C")
+    parser.add_argument("--csv", type=Path, metavar="FILE", help="write a table; with --watch go on with the one there")
+    parser.add_argument("--jsonl", type=Path, metavar="FILE", help="write a JSON object for each image")
+    parser.add_argument("--heatmaps", type=Path, metavar="DIR", help="write overlays with what was found outlined")
+    parser.add_argument("--fail-on-ng", action="store_true", help="exit code 1 if a part is NG or cannot be judged")
+    parser.add_argument("--false-alarm-rate", type=float, metavar="RATE", help="choose the threshold anew")
+    options = parser.parse_args(argv)
+    if bool(options.inputs) == bool(options.watch):
+        raise InputError("give INPUT (images, folders, globs or -), or --watch DIR (--help lists every flag)")
+    if options.watch and not options.csv:
+        raise InputError("--watch needs --csv FILE: it is how a restart knows what has been judged")
+    if options.watch and not options.watch.is_dir():
+        raise InputError(f"--watch {options.watch} is not a folder")
+    paths = find_images(options.inputs)
+    judge = Judge(load_model(options.model), options.false_alarm_rate, options.heatmaps)
+    judged = read_judged(options.csv) if options.watch else set()
+
+    counts: Counter[str] = Counter()
+    times: list[float] = []
+    with ExitStack() as stack:
+        mode = "a" if options.watch else "w"
+        results = Results(options.csv, options.jsonl, mode, stack)
+        verdicts = watch(judge, options.watch.resolve(), judged) if options.watch else map(judge, paths)
+        try:
+            for verdict, error in verdicts:
+                results.add(verdict, error)
+                counts[verdict.verdict] += 1
+                times += [verdict.milliseconds] if verdict.milliseconds is not None else []
+        except KeyboardInterrupt:
+            if not options.watch:
+                raise
+        finally:
+            print(summary(counts, times), file=sys.stderr)
+    if counts["ERROR"] and not times and not options.watch:
+        return 2
+    return int(options.fail_on_ng and counts["NG"] + counts["ERROR"] > 0)
+
+
+def find_images(inputs: Sequence[str]) -> Iterable[Path]:
+    """The files that the inputs name. Raises :class:`InputError` for a folder or glob that holds none."""
+    found: list[Iterable[Path]] = []
+    for text in inputs:
+        if text == "-":
+            found.append(Path(line.rstrip("\r\n")) for line in sys.stdin if line.strip())
+            continue
+        path = Path(text)
+        if path.is_dir():
+            images = sorted(file for file in path.rglob("*") if is_image(file))
+        elif glob.has_magic(text) and not path.exists():
+            images = sorted(file for file in map(Path, glob.glob(text, recursive=True)) if is_image(file))
+        else:
+            images = [path]
+        if not images:
+            raise InputError(f"{printable(text)} holds no image ({', '.join(EXTENSIONS)})")
+        found.append(images)
+    return itertools.chain.from_iterable(found)
+
+
+def is_image(path: Path) -> bool:
+    """Whether a file's name says that it is an image."""
+    return path.suffix.lower() in EXTENSIONS and not path.name.startswith(".")
+
+
+def load_model(path: Path) -> Model:
+    """The model in a file; only a .pt file needs torch."""
+    if path.suffix == ".onnx":
+        return OnnxModel(path)
+    if path.suffix == ".pt":
+        import config
+        from utils.torch_model import TorchModel
+
+        return TorchModel(path, config)
+    raise InputError(f"MODEL {path} is neither a .onnx file (export_onnx.py) nor a .pt file (train.py)")
+
+
+class Judge:
+    """From an image's file to its verdict."""
+
+    def __init__(self, model: Model, rate: float | None, heatmaps: Path | None):
+        self.model, self.heatmaps = model, heatmaps
+        self.calibration = np.asarray(model.info.calibration_scores)
+        rate = model.info.false_alarm_rate if rate is None else rate
+        self.threshold = conformal_threshold(self.calibration, rate)
+        if heatmaps is not None:
+            check_writable(heatmaps, "--heatmaps")
+        category, described = printable(model.info.category), describe_rate(self.calibration, rate)
+        print(f"[{category}] threshold {self.threshold:.4f}: {described}", file=sys.stderr)
+
+    def __call__(self, path: Path) -> tuple[Verdict, str | None]:
+        """The verdict on one image, and why there is none if it cannot be read."""
+        start = time.perf_counter()
+        try:
+            pixels = np.stack([self.model.info.geometry.apply(read_image(path))])
+        except (InputError, MemoryError) as error:
+            return Verdict(printable(str(path)), None, None, "ERROR", None, None), printable(str(error))
+        scores, maps = self.model.predict(pixels)
+        milliseconds = (time.perf_counter() - start) * 1e3
+        score = float(scores[0])
+        verdict = "NG" if score > self.threshold else "OK"
+        p_value = float(p_values(self.calibration, scores)[0])
+        if self.heatmaps is not None:
+            save_overlay(overlay_path(self.heatmaps, path), overlay(pixels[0], maps[0], self.threshold))
+        return Verdict(printable(str(path)), score, p_value, verdict, round(milliseconds, 2), "clean"), None
+
+
+def watch(judge: Judge, folder: Path, judged: set[str]) -> Iterator[tuple[Verdict, str | None]]:
+    """Verdicts on what appears in a folder; a file that cannot be read may be half-written, and gets another try."""
+    for arrival in follow(folder, lambda path: printable(str(path)) in judged):
+        if arrival is None:
+            continue
+        verdict, error = judge(arrival.path)
+        arrival.done = error is None
+        if arrival.done or (arrival.last_try and arrival.path.exists()):
+            yield verdict, error
+
+
+class Results:
+    """Where verdicts go: one line on the console, a row in each file, written out at once."""
+
+    def __init__(self, table: Path | None, lines: Path | None, mode: str, stack: ExitStack):
+        self.table, self.lines = (
+            None if path is None else stack.enter_context(_open(path, mode)) for path in (table, lines)
+        )
+        self.rows = None if self.table is None else csv.DictWriter(self.table, HEADER)
+        if self.table is not None and self.table.tell() == 0:
+            self.rows.writeheader()
+
+    def add(self, verdict: Verdict, error: str | None) -> None:
+        """Write one verdict."""
+        if error is None:
+            print(
+                f"{verdict.file}  {verdict.score:.4f}  p {verdict.p_value:.4f}  {verdict.verdict}  "
+                f"{verdict.milliseconds:.1f} ms",
+                flush=True,
+            )
+        else:
+            print(f"error: {error}", file=sys.stderr)
+        row: dict[str, Any] = asdict(verdict)
+        if self.rows is not None:
+            self.rows.writerow(row)
+            self.table.flush()
+        if self.lines is not None:
+            self.lines.write(json.dumps(row | {"error": error}) + "\n")
+            self.lines.flush()
+
+
+def _open(path: Path, mode: str) -> TextIO:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    return open(path, mode, newline="", encoding="utf-8")
+
+
+def read_judged(table: Path) -> set[str]:
+    """The files that a table of verdicts names; a last row that is cut off (a power failure) is removed from it.
+
+    Raises :class:`InputError` if the file is another kind of table, which is left as it is.
+    """
+    if not table.exists() or table.stat().st_size == 0:
+        return set()
+    text = table.read_bytes()
+    whole = text[: text.rfind(b"\n") + 1]  # no cell holds a line break
+    rows = list(csv.reader(whole.decode("utf-8", "replace").splitlines()))
+    if rows[:1] != [HEADER]:
+        raise InputError(f"--csv {table} is there and no table of verdicts: choose another file")
+    if whole != text:
+        with open(table, "r+b") as file:
+            file.truncate(len(whole))
+    return {row[0] for row in rows[1:] if row}
+
+
+def summary(counts: Counter[str], times: Sequence[float]) -> str:
+    """One line at the end."""
+    line = f"{counts.total()} images: {counts['OK']} OK, {counts['NG']} NG, {counts['ERROR']} unreadable"
+    return line + (f"; median {statistics.median(times):.1f} ms" if times else "")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,145 @@
+"""A trained model at work on the line: what it knows about itself, and the ONNX file run without torch."""
+
+import json
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+
+from models.conformal import conformal_threshold, smallest_rate
+from models.errors import InputError
+from utils.image import Geometry
+
+FORMAT = 1
+KEY = "wedge_net"  # of the model's metadata
+
+
+@dataclass(frozen=True)
+class ModelInfo:
+    """What travels with a model.
+
+    ``calibration_scores`` of good parts that it has not seen; ``threshold`` that they give at ``false_alarm_rate``;
+    ``settings`` that the embedding depends on; ``fingerprint`` of the backbone's weights; ``versions`` that made it.
+    """
+
+    category: str
+    calibration_scores: list[float]
+    false_alarm_rate: float
+    threshold: float
+    settings: dict[str, Any]
+    fingerprint: str
+    versions: dict[str, str]
+
+    @property
+    def geometry(self) -> Geometry:
+        """How an image becomes the pixels that the model sees."""
+        crop = self.settings["CENTER_CROP"]
+        size = self.settings["IMAGE_SIZE"]
+        return Geometry(size, self.settings["RESIZE"] if crop else size, crop)
+
+    def to_json(self) -> str:
+        """Text for the model's metadata."""
+        return json.dumps({"format": FORMAT} | asdict(self))
+
+    @staticmethod
+    def from_json(text: str) -> "ModelInfo":
+        """Raises :class:`ValueError` if it is damaged or of a newer format."""
+        contents = json.loads(text)
+        if not isinstance(contents, dict) or not isinstance(contents.get("format"), int):
+            raise ValueError("its description is damaged")
+        if contents["format"] > FORMAT:
+            raise ValueError(
+                f"it has format {contents['format']}, newer than this program's {FORMAT}: update WEDGE-Net"
+            )
+        try:
+            info = ModelInfo(**{field.name: contents[field.name] for field in fields(ModelInfo)})
+            scores = np.asarray(info.calibration_scores, dtype=np.float64)
+            if not np.isfinite([info.threshold, info.false_alarm_rate, *scores]).all() or not str(info.category):
+                raise ValueError
+            if not all(isinstance(side, int) and side > 0 for side in (info.geometry.image_size, info.geometry.resize)):
+                raise ValueError
+        except (KeyError, TypeError, ValueError):
+            raise ValueError("its description is incomplete or damaged") from None
+        return info
+
+
+def model_info(
+    category: str,
+    calibration_scores: np.ndarray,
+    false_alarm_rate: float,
+    settings: dict[str, Any],
+    fingerprint: str,
+    versions: dict[str, str],
+) -> ModelInfo:
+    """A description with the threshold that belongs to it. Raises :class:`InputError` if there are no scores."""
+    threshold = conformal_threshold(calibration_scores, false_alarm_rate)
+    scores = [float(score) for score in calibration_scores]
+    return ModelInfo(category, scores, false_alarm_rate, threshold, settings, fingerprint, versions)
+
+
+def describe_rate(scores: np.ndarray, rate: float) -> str:
+    """The rate that a threshold keeps, and why if it is not the one asked for."""
+    smallest = smallest_rate(scores)
+    if rate >= smallest:
+        return f"false-alarm rate {rate:g} ({len(scores)} good parts)"
+    return f"false-alarm rate {smallest:.3g}, the smallest that {len(scores)} good parts can vouch for ({rate:g} asked)"
+
+
+class Model(Protocol):
+    """What ``predict.py`` needs, whatever runs it."""
+
+    info: ModelInfo
+
+    def predict(self, images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """(N, S, S, 3) uint8 RGB -> (N,) scores and (N, S, S) anomaly maps."""
+
+
+class OnnxModel:
+    """An exported model in onnxruntime, on the CPU.
+
+    Args:
+        path: a file that ``export_onnx.py`` wrote.
+        threads: None leaves the number to onnxruntime.
+
+    Raises:
+        InputError: the file is absent, damaged, of a newer format or none of ours.
+    """
+
+    def __init__(self, path: Path, threads: int | None = None) -> None:
+        import onnxruntime
+
+        if not path.is_file():
+            raise InputError(f"model {path} is missing: export_onnx.py writes it")
+        options = onnxruntime.SessionOptions()
+        options.log_severity_level = 4  # what goes wrong is raised, and said once
+        options.intra_op_num_threads = threads or 0
+        options.add_session_config_entry("session.intra_op.allow_spinning", "0")  # an idle camera costs no power
+        try:
+            self.session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+        except Exception as error:  # onnxruntime has an own class for everything that can be wrong with a file
+            raise InputError(f"model {path} cannot be read, it is damaged or no ONNX file ({_line(error)})") from None
+        text = self.session.get_modelmeta().custom_metadata_map.get(KEY)
+        if text is None:
+            raise InputError(f"model {path} is no WEDGE-Net model: make one with export_onnx.py")
+        try:
+            self.info = ModelInfo.from_json(text)
+        except ValueError as error:
+            raise InputError(f"model {path} cannot be used: {error}") from None
+
+    def predict(self, images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """(N, S, S, 3) uint8 RGB -> (N,) scores and (N, S, S) anomaly maps.
+
+        Raises :class:`InputError` if the model cannot run or gives no finite scores.
+        """
+        try:
+            scores, maps = self.session.run(["score", "anomaly_map"], {"image": images})
+        except Exception as error:
+            raise InputError(f"the model cannot run ({_line(error)}): export it again") from None
+        if not np.isfinite(scores).all():
+            raise InputError("the model gives scores that are not finite: export it again")
+        return scores, maps
+
+
+def _line(error: Exception) -> str:
+    return " ".join(str(error).split())[:300] or type(error).__name__

@@ -1,0 +1,47 @@
+"""A trained checkpoint behind the interface of an exported model, for machines that have torch."""
+
+from pathlib import Path
+from types import ModuleType
+
+import numpy as np
+import torch
+
+from models.detector import Detector
+from models.errors import InputError
+from models.memory_bank import MemoryBank
+from utils.checkpoint import build_net, load_checkpoint, misfit
+from utils.edge_model import ModelInfo, model_info
+from utils.settings import CONSTANTS, make_settings
+
+
+class TorchModel:
+    """A memory bank that ``train.py`` wrote, with the settings it was trained with; ``config`` gives the others.
+
+    Raises:
+        InputError: the file is absent, damaged, of a newer format, or the present backbone weights are others.
+    """
+
+    def __init__(self, path: Path, config: ModuleType) -> None:
+        checkpoint = load_checkpoint(path)
+        values = {name: getattr(config, name) for name in CONSTANTS if hasattr(config, name)}
+        # RESIZE is None where it is not used; what is there then must only be valid.
+        settings = make_settings(values | {k: v for k, v in checkpoint.settings.items() if v is not None})
+        net = build_net(settings)
+        if reason := misfit(checkpoint, settings.embedding(), net):
+            raise InputError(f"{path} does not fit: {reason}; set BACKBONE_WEIGHTS in config.py")
+        net.load_frequency(checkpoint.frequency)
+        self.detector = Detector(net, MemoryBank(checkpoint.memory_bank), settings.image_size)
+        self.info: ModelInfo = model_info(
+            checkpoint.category,
+            checkpoint.calibration_scores.numpy(),
+            settings.false_alarm_rate,
+            checkpoint.settings,
+            checkpoint.fingerprint,
+            {"torch": torch.__version__},
+        )
+
+    def predict(self, images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """(N, S, S, 3) uint8 RGB -> (N,) scores and (N, S, S) anomaly maps."""
+        pixels = torch.from_numpy(images).permute(0, 3, 1, 2).float().div_(255)
+        prediction = self.detector.predict(pixels)
+        return prediction.scores.cpu().numpy(), prediction.maps.cpu().numpy()
