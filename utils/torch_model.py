@@ -29,7 +29,7 @@ class TorchModel:
         net = build_net(settings)
         if reason := misfit(checkpoint, settings.embedding(), net):
             raise InputError(f"{path} does not fit: {reason}; set BACKBONE_WEIGHTS in config.py")
-        net.load_frequency(checkpoint.frequency)
+        net = net.with_frequency(checkpoint.frequency)
         self.detector = Detector(net, MemoryBank(checkpoint.memory_bank), settings.image_size)
         self.info: ModelInfo = model_info(
             checkpoint.category,
