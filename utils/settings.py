@@ -159,7 +159,7 @@ class Settings:
 
     def embedding(self) -> dict[str, Any]:
         """The settings that an embedding depends on, under their constants' names: what a bank must agree with."""
-        names = ("IMAGE_SIZE", "RESIZE", "CENTER_CROP", "BACKBONE", "WAVELET_TYPE", "FREQUENCY_STREAM", "USE_SEMANTIC")
+        names = ("IMAGE_SIZE", "CENTER_CROP", "RESIZE", "BACKBONE", "WAVELET_TYPE", "FREQUENCY_STREAM", "USE_SEMANTIC")
         values = {name: getattr(self, name.lower()) for name in names}
         if not self.center_crop:
             values["RESIZE"] = None  # not used then
