@@ -21,9 +21,9 @@ from torch.nn.functional import pad
 from models.errors import InputError
 
 _BLOCK = 1024  # queries searched together
-_TILE = 1 << 23  # elements of the product held at once: 32 MB
+_TILE = {"plain": 1 << 20, "pruned": 1 << 23, "gpu": 1 << 22}  # elements of the product held at once: at most 32 MB
 _ROWS = 4096  # bank vectors worked on at once when a bank is made
-_FETCH = 1 << 19  # elements of bank vectors fetched at once: 2 MB, in a core's cache
+_FETCH = 1 << 18  # elements of bank vectors fetched at once: 1 MB, in a core's cache
 _GROUP = 16  # bank vectors that are looked at one by one only if the least of their bounds calls for it
 _PAIRS = 1 << 14  # groups looked at at once
 _ROUNDING = 4e-6  # largest error seen of a float32 |q|^2 + |b|^2 - 2 q.b, relative to |q|^2 + |b|^2, whatever D
@@ -50,17 +50,17 @@ class MemoryBank:
         if vectors.dtype not in (torch.float32, torch.float16):
             raise InputError(f"a memory bank must be float32 or float16, got {vectors.dtype}")
         self.vectors = vectors.detach().contiguous()
-        self._block = _BLOCK
-        # Rounding is relative to the vectors' lengths: what they have in common goes, if it is most of them.
-        mean, length = self.vectors.mean(dim=0, dtype=torch.float32), _squared_norms(self.vectors).mean()
-        self._centre = mean if mean.square().sum() > length / 2 else None
+        # Rounding is relative to the vectors' lengths, so they are measured from their mean.
+        self._centre = self.vectors.mean(dim=0, dtype=torch.float32)
         self._norms = torch.cat([_squared_norms(self._centred(part)) for part in self.vectors.split(_ROWS)])
         if not self._norms.isfinite().all():
             raise InputError("the memory bank holds NaN, infinite or huge values: build it again from finite features")
-        self._largest = self._norms.max()
         self._basis, self._keys = None, None
         if self.vectors.device.type == "cpu":  # a GPU is done with the plain product sooner
             self._prepare_pruning()
+            self._tile = _TILE["plain" if self._keys is None else "pruned"]
+        else:
+            self._tile = _TILE["gpu"]
 
     def __len__(self) -> int:
         return len(self.vectors)
@@ -100,61 +100,73 @@ class MemoryBank:
         if queries.ndim != 2 or queries.shape[1] != self.dim:
             raise InputError(f"queries must be (Q, {self.dim}) as the memory bank is, got {tuple(queries.shape)}")
         distances = torch.empty(len(queries), device=queries.device)
-        start = 0
+        search = self._plain if self._keys is None else self._pruned
+        full_tile, start = self._tile, 0
         while start < len(queries):
-            block = slice(start, start + self._block)
+            block = slice(start, start + _BLOCK)
             try:
-                distances[block] = self._nearest(queries[block].float().contiguous())
+                distances[block] = search(queries[block].float().contiguous())
             except torch.OutOfMemoryError:
-                if self._block == 1:
+                if self._tile < 1 << 16:
                     raise
-                if self._block == _BLOCK:
-                    warnings.warn("little GPU memory is left: the bank is searched in smaller blocks", stacklevel=2)
-                self._block //= 2
+                if self._tile == full_tile:
+                    warnings.warn("little GPU memory is left: the bank is searched in smaller parts", stacklevel=2)
+                self._tile //= 2
             else:
-                start += self._block
+                start += _BLOCK
         return distances
 
-    def _nearest(self, queries: Tensor) -> Tensor:
-        """(Q, D) float32 -> (Q,): one block of queries."""
-        keys, norms = self._project(queries)
-        if not norms.isfinite().all():
-            raise InputError("the queries hold NaN, infinite or huge values: check the image that they come from")
-        slack = _ROUNDING * (norms + self._largest)
-        search = self._plain if self._basis is None else self._pruned
-        return search(queries, keys, norms, slack)
-
-    def _plain(self, queries: Tensor, keys: Tensor, norms: Tensor, slack: Tensor) -> Tensor:
-        """Distances (Q,) from products, and from differences where a product is too coarse."""
-        best = torch.full_like(norms, torch.inf)
-        for start, tile in self._tiles(keys):
-            least = tile.amin(dim=0)
-            squared = least + norms
-            nearest = squared.clamp(min=0).sqrt()
-            # Where a query is close to the bank, the subtraction leaves little but rounding.
-            doubtful = (squared * (2 * _TOLERANCE) < slack).nonzero()[:, 0]
-            if len(doubtful):
-                limit = (least + 2 * slack)[doubtful]
-                vector, column = (tile[:, doubtful] <= limit).nonzero(as_tuple=True)
+    def _plain(self, queries: Tensor) -> Tensor:
+        """(Q, D) float32 -> (Q,) distances: from products, and from differences where a product is too coarse."""
+        centred = self._centred(queries)
+        norms = self._query_norms(centred)
+        least = torch.stack([tile.amin(dim=0) for _, tile in self._products(centred)]).amin(dim=0)
+        squared = least + norms
+        slack = _slack(norms, squared)
+        distances = squared.clamp(min=0).sqrt_()
+        # Where a query is close to the bank, the subtraction leaves little but rounding.
+        doubtful = (squared * (2 * _TOLERANCE) < slack).nonzero()[:, 0]
+        if len(doubtful):
+            distances[doubtful] = torch.inf
+            limit = (least + 2 * slack)[doubtful]
+            for start, tile in self._products(centred[doubtful]):
+                vector, column = (tile <= limit).nonzero(as_tuple=True)
                 query = doubtful[column]
-                nearest[doubtful] = torch.inf
-                nearest.scatter_reduce_(0, query, self._distances(queries, query, start + vector), "amin")
-            best = torch.minimum(best, nearest)
-        return best
+                distances.scatter_reduce_(0, query, self._distances(queries, query, start + vector), "amin")
+        return distances
 
-    def _pruned(self, queries: Tensor, keys: Tensor, norms: Tensor, slack: Tensor) -> Tensor:
-        """Distances (Q,) from differences, to every vector whose bound, give or take ``slack``, could be the least."""
+    def _products(self, centred: Tensor) -> Iterator[tuple[int, Tensor]]:
+        """Yield the number of a bank vector and, from it on, squared distances (rows, Q), less those of the queries."""
+        rows = max(1, self._tile // max(centred.shape))
+        tile = centred.new_empty(min(rows, len(self)), len(centred))
+        for start in range(0, len(self), rows):
+            part = slice(start, start + rows)
+            bank = self._centred(self.vectors[part])
+            yield start, torch.addmm(self._norms[part, None], bank, centred.T, alpha=-2, out=tile[: len(bank)])
+
+    def _pruned(self, queries: Tensor) -> Tensor:
+        """(Q, D) float32 -> (Q,) distances: from differences, to every vector whose bound could be the least."""
+        centred = self._centred(queries)
+        norms = self._query_norms(centred)
+        keys = _keys(centred @ self._basis, norms)
         everyone = torch.arange(len(queries))
         best = torch.full_like(norms, torch.inf)
-        for start, tile in self._tiles(keys):
-            groups = tile.view(-1, _GROUP, len(queries))
+        rows = max(1, self._tile // len(queries) // _GROUP) * _GROUP
+        tile = torch.empty(min(rows, len(self._keys)), len(queries))
+        for start in range(0, len(self._keys), rows):
+            part = slice(start, start + rows)
+            # Bounds of squared distances, less |q|^2, (rows, Q); then the least of each group of bank vectors.
+            bank = self._keys[part]
+            bounds = torch.addmm(self._norms[part, None], bank, keys.T, alpha=-2, out=tile[: len(bank)])
+            groups = bounds.view(-1, _GROUP, len(queries))
             least = groups.amin(dim=1)
             # The vector with the least bound is most often the nearest one: after it, few others are in question.
             group = least.argmin(dim=0)
             member = groups[group, :, everyone].argmin(dim=1)
             best = torch.minimum(best, self._distances(queries, everyone, start + group * _GROUP + member))
             groups[group, member, everyone] = torch.inf
-            limit = best.square() - norms + slack
+            squared = best.square()
+            limit = squared - norms + _slack(norms, squared)
             found = (least <= limit).nonzero()
             for group, query in (pairs.unbind(dim=1) for pairs in found.split(_PAIRS)):
                 pair, member = (groups[group, :, query] <= limit[query, None]).nonzero(as_tuple=True)
@@ -163,33 +175,29 @@ class MemoryBank:
                 best.scatter_reduce_(0, query, exact, "amin")
         return best
 
-    def _tiles(self, keys: Tensor) -> Iterator[tuple[int, Tensor]]:
-        """Yield the number of a bank vector and, from it on, bounds (rows, Q) of squared distances, less |q|^2."""
-        columns = len(keys) + (0 if self._basis is not None else self.dim)  # the product, and what it is computed from
-        rows = max(1, _TILE // columns // _GROUP) * _GROUP
-        for start in range(0, len(self._norms), rows):
-            part = slice(start, start + rows)
-            bank = self._centred(self.vectors[part]) if self._keys is None else self._keys[part]
-            yield start, torch.addmm(self._norms[part, None], bank, keys.T, alpha=-2)
-
     def _distances(self, queries: Tensor, query: Tensor, vector: Tensor) -> Tensor:
         """Distances (P,) between ``queries[query]`` and ``vectors[vector]``."""
-        pairs = max(1, _FETCH // self.dim)
-        return torch.cat(
-            [
-                torch.linalg.vector_norm(queries.index_select(0, q).sub_(self.vectors.index_select(0, v)), dim=1)
-                for q, v in zip(query.split(pairs), vector.split(pairs), strict=True)
-            ]
-        )
+        pairs = max(1, min(_FETCH // self.dim, len(query)))
+        distances = queries.new_empty(len(query))
+        left = queries.new_empty(pairs, self.dim)  # allocated once: small blocks that come and go scatter the memory
+        right = self.vectors.new_empty(pairs, self.dim)
+        for start in range(0, len(query), pairs):
+            part = slice(start, start + pairs)
+            size = len(query[part])
+            torch.index_select(queries, 0, query[part], out=left[:size])
+            torch.index_select(self.vectors, 0, vector[part], out=right[:size])
+            torch.linalg.vector_norm(left[:size].sub_(right[:size]), dim=1, out=distances[part])
+        return distances
 
     def _centred(self, vectors: Tensor) -> Tensor:
-        return vectors.float() if self._centre is None else vectors.float() - self._centre
+        return vectors.float() - self._centre
 
-    def _project(self, queries: Tensor) -> tuple[Tensor, Tensor]:
-        """(Q, D) -> what the tiles are the product of, (Q, D) or with pruning (Q, p + 1), and squared norms (Q,)."""
-        centred = self._centred(queries)
+    def _query_norms(self, centred: Tensor) -> Tensor:
+        """Squared norms (Q,) of centred queries, which must be finite."""
         norms = _squared_norms(centred)
-        return (centred if self._basis is None else _keys(centred @ self._basis, norms)), norms
+        if not norms.isfinite().all():
+            raise InputError("the queries hold NaN, infinite or huge values: check the image that they come from")
+        return norms
 
     def _prepare_pruning(self) -> None:
         """Rotate the bank, if the bounds are expected to save time; p is what costs least for vectors of the bank."""
@@ -200,24 +208,25 @@ class MemoryBank:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(0)
             basis = torch.svd_lowrank(self._centred(self.vectors[:: -(-count // _ROWS)]), q=largest)[2]
+        basis = torch.linalg.qr(basis.double()).Q.float()  # orthonormal to the last digit: the bounds rely on it
         heads = torch.cat([self._centred(part) @ basis for part in self.vectors.split(_ROWS)])
 
-        # How far from the others a few of the bank's vectors are, and how many bounds are less than that. The patches
-        # of another image are a little farther away.
-        probes = torch.linspace(0, count - 1, min(64, count, max(1, _TILE // count))).long()
-        tiles = [tile for _, tile in self._tiles(self._centred(self.vectors[probes]))]
-        squared = torch.cat(tiles)
-        squared[probes, torch.arange(len(probes))] = torch.inf
-        limit = (squared.amin(dim=0) + self._norms[probes]) * 1.05 - self._norms[probes]
+        # How many bounds will be below a query's distance? Some vectors of the bank are asked, as if they came from
+        # another image: a bank is sorted by image, so the vectors beside them are left out, of the same image mostly.
+        probes = torch.linspace(0, count - 1, min(64, count, 1 + _TILE["pruned"] // count)).long()
+        queries = self._centred(self.vectors[probes])
+        products = torch.cat([self._centred(part) @ queries.T for part in self.vectors.split(_ROWS)])
+        beside = (torch.arange(count)[:, None] - probes).abs() <= count // 64
+        least = (self._norms[:, None] - 2 * products).masked_fill_(beside, torch.inf).amin(dim=0)
 
         chosen, least_cost = 0, count * dim
         for p in range(16, largest + 1, 16):
             keys = _keys(heads[:, :p], self._norms)
             bounds = torch.addmm(self._norms[:, None], keys, keys[probes].T, alpha=-2)
-            candidates = (bounds <= limit).sum().item() / len(probes)
+            others = ((bounds <= least) & ~beside).sum().item() / len(probes) - 1
             # In multiply-adds of the product, as measured: to fetch and compare one vector takes 32 for each element
-            # and 10,000; all that is not product takes as long as five of these.
-            cost = (count + dim) * p + (candidates + 5) * (32 * dim + 10_000)
+            # and 10,000; all that is neither takes as long as four vectors and four coordinates.
+            cost = (count + dim) * (p + 4) + (others + 4) * (32 * dim + 10_000)
             if cost < least_cost:
                 chosen, least_cost = p, cost
         if chosen:
@@ -229,6 +238,14 @@ class MemoryBank:
 
 def _squared_norms(vectors: Tensor) -> Tensor:
     return torch.linalg.vector_norm(vectors, dim=1, dtype=torch.float32).square()
+
+
+def _slack(norms: Tensor, squared: Tensor) -> Tensor:
+    """How far rounding may move the squared distance of a query to a vector that is no farther away than ``squared``.
+
+    Such a vector b has |b|^2 <= (|q| + |q - b|)^2 <= 2 |q|^2 + 2 |q - b|^2.
+    """
+    return _ROUNDING * (3 * norms + 2 * squared)
 
 
 def _keys(heads: Tensor, norms: Tensor) -> Tensor:

@@ -1,0 +1,143 @@
+"""How long one image's patches take to find their nearest neighbours: this project's bank, faiss and torch.cdist.
+
+    python -m benchmarks.search --data-path magnetic_tile_data --category magnetic_tile
+    python -m benchmarks.search --features features.npy
+
+The bank is a coreset of 0.1 to 10 % of the patches of training images, the queries are the patches of one more image;
+or the rows of (N, D) files, the last 784 being the queries. All distances are exact, so all are compared with brute
+force in float64. Writes ``benchmarks/results/search.csv`` and ``.png``; exit code 1 if a distance of ours is off by
+more than 1e-4, relative.
+"""
+
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+import config
+from benchmarks.common import (
+    RESULTS,
+    Row,
+    alternate,
+    describe_machine,
+    describe_versions,
+    median_and_spread,
+    plot_bars,
+    print_table,
+    write_csv,
+)
+from benchmarks.coreset import cases
+from models.coreset import greedy_coreset
+from models.memory_bank import MemoryBank
+from utils.console import command
+from utils.settings import SettingsParser, positive
+
+try:
+    import faiss
+except ImportError:
+    faiss = None
+
+RATIOS = (0.001, 0.003, 0.01, 0.03, 0.1)
+QUERIES = 784  # patches of a 224 x 224 image
+TOLERANCE = 1e-4
+SHORTEST = 0.02  # seconds a measurement: shorter calls are repeated
+
+
+def brute_force(queries: Tensor, vectors: Tensor) -> Tensor:
+    """(Q,) distances from differences, in float64."""
+    pairs = (
+        torch.cdist(queries.double(), part.double(), compute_mode="donot_use_mm_for_euclid_dist")
+        for part in vectors.split(1024)
+    )
+    return torch.stack([distances.amin(dim=1) for distances in pairs]).amin(dim=0)
+
+
+def searches(queries: Tensor, vectors: Tensor) -> dict[str, Callable[[], Tensor]]:
+    """Each way to search, ready to be called; gives (Q,) distances."""
+    bank = MemoryBank(vectors)
+    ways = {
+        "ours": lambda: bank.nearest(queries),
+        "torch.cdist": lambda: torch.cdist(queries, vectors).amin(dim=1),
+    }
+    if faiss is not None and vectors.device.type == "cpu":
+        faiss.omp_set_num_threads(torch.get_num_threads())
+        index = faiss.IndexFlatL2(vectors.shape[1])
+        index.add(vectors.numpy())
+        ways["faiss"] = lambda: torch.from_numpy(index.search(queries.numpy(), 1)[0][:, 0]).clamp(min=0).sqrt()
+    return ways
+
+
+def repeated(call: Callable[[], Tensor]) -> tuple[Callable[[], None], int]:
+    """``call`` as often as makes a measurement long enough, and how often that is."""
+    call()
+    start = time.perf_counter()
+    call()
+    times = max(1, round(SHORTEST / (time.perf_counter() - start)))
+
+    def calls() -> None:
+        for _ in range(times):
+            call()
+
+    return calls, times
+
+
+def measure(name: str, queries: Tensor, vectors: Tensor, repeats: int) -> list[Row]:
+    """One row for each way to search a bank of ``vectors``."""
+    ways = searches(queries, vectors)
+    exact = brute_force(queries, vectors)
+    errors = {way: ((call() - exact).abs() / exact).max().item() for way, call in ways.items()}
+    loops = {way: repeated(call) for way, call in ways.items()}
+    seconds = alternate({way: calls for way, (calls, _) in loops.items()}, repeats)
+    rows = []
+    for way, (_, times) in loops.items():
+        median, spread = median_and_spread([t / times * 1e3 for t in seconds[way]])
+        row = {"features": name, "dimensions": vectors.shape[1], "bank": len(vectors), "queries": len(queries)}
+        rows.append(row | {"way": way, "milliseconds": median, "spread_ms": spread, "largest_error": errors[way]})
+    for row in rows:
+        row["times_ours"] = row["milliseconds"] / rows[0]["milliseconds"]
+    return rows
+
+
+@command
+def main(argv: Sequence[str] | None = None) -> int:
+    """Measure, print, save; the exit code."""
+    parser = SettingsParser(config, __doc__)
+    parser.add_argument("--features", nargs="+", type=Path, metavar="FILE", help="(N, D) float32 arrays as .npy files")
+    parser.add_argument("--images", type=positive, default=129, help="training images; the last one is looked up")
+    parser.add_argument("--repeats", type=positive, default=9, help="rounds of measurement")
+    settings, options = parser.read(argv)
+    print(describe_machine())
+    print(describe_versions("torch", "faiss-cpu"))
+    if faiss is None:
+        print("install faiss-cpu to compare with it as well")
+    if options.features:
+        features = ((str(path), torch.from_numpy(np.load(path)).to(settings.device)) for path in options.features)
+    else:
+        features = cases(settings, options.images)
+
+    rows: list[Row] = []
+    bars: dict[str, dict[str, float]] = {}
+    for name, patches in features:
+        patches, queries = patches[:-QUERIES], patches[-QUERIES:].contiguous()
+        chosen = greedy_coreset(patches, int(len(patches) * max(RATIOS)))
+        for ratio in RATIOS:
+            vectors = patches[chosen[: int(len(patches) * ratio)].sort().values]
+            its_rows = measure(name, queries, vectors, options.repeats)
+            bars[f"D = {vectors.shape[1]}, {len(vectors)} vectors"] = {
+                row["way"]: row["milliseconds"] for row in its_rows
+            }
+            rows += its_rows
+    print_table(rows)
+    write_csv(RESULTS / "search.csv", rows)
+    plot_bars(RESULTS / "search.png", f"Nearest of the bank, {QUERIES} queries", "milliseconds", bars)
+    wrong = [row for row in rows if row["way"] == "ours" and not row["largest_error"] <= TOLERANCE]
+    for row in wrong:
+        print(f"DIFFERS: {row['features']}, {row['bank']} vectors: by {row['largest_error']:.1g}")
+    return int(bool(wrong))
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
