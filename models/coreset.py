@@ -24,7 +24,8 @@ far points the first is chosen. The result is that of the plain loop in float64,
 
 import contextlib
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import torch
@@ -39,6 +40,7 @@ CANDIDATES = 16, 512  # fewest and most rows measured in one round, among which 
 ROWS, CENTRES = 512, 2048  # sides of the largest product of sketches: 4 MB, which a CPU's cache holds
 FETCH = 2**17  # numbers of features at work at a time: 1 MB in float64
 ON_GPU = 4, 64  # as many times larger are the product's sides and the fetch there
+REACH = 16  # how many others a measured row can come nearer to, roughly
 UNIT = 2.0**-24  # float32 rounds to within this, relatively
 
 
@@ -65,7 +67,6 @@ def first_centre(n: int, seed: int = 0) -> int:
     return int(torch.randint(n, (1,), generator=torch.Generator().manual_seed(seed)))
 
 
-@torch.no_grad()
 def greedy_coreset(features: Tensor | np.ndarray, size: int, seed: int = 0, *, progress: bool = False) -> Tensor:
     """Choose ``size`` rows such that every row has a chosen one near: greedy k-centre, or farthest-first traversal.
 
@@ -78,7 +79,7 @@ def greedy_coreset(features: Tensor | np.ndarray, size: int, seed: int = 0, *, p
             whatever the storage.
         size: how many rows to choose, 1 to N.
         seed: settles the first row.
-        progress: show a bar. The time left appears once 2 % are chosen, when the pace has become steady.
+        progress: show a bar. The time left appears once 5 % are chosen, when the pace has become steady.
 
     Returns:
         (size,) int64 indices on the CPU in the order of choice. If there are fewer distinct rows than ``size``, one of
@@ -94,8 +95,12 @@ def greedy_coreset(features: Tensor | np.ndarray, size: int, seed: int = 0, *, p
     features = _as_matrix(features)
     n = len(features)
     _check_size(size, n)
-    with _float32_products(), tqdm(total=size, desc="coreset", unit="centre", disable=not progress) as bar:
-        centres = _Centres(features, size)
+    with (
+        _float32_products(),
+        _threads(features.device) as (threads, parallel),
+        tqdm(total=size, desc="coreset", unit="centre", disable=not progress) as bar,
+    ):
+        centres = _Centres(features, size, parallel)
         centres.add(np.array([first_centre(n, seed)]))
         upper = np.full(n, np.inf)  # squared distance from each row to its nearest centre, or more
         tried = np.zeros(n, np.int32)  # how many centres the row was tried against
@@ -103,7 +108,10 @@ def greedy_coreset(features: Tensor | np.ndarray, size: int, seed: int = 0, *, p
 
         def lower(rows: np.ndarray, seen: np.ndarray, method: Callable[..., np.ndarray]) -> None:
             rows = rows[np.argsort(seen[rows], kind="stable")]  # neighbours have about the same centres to catch up on
-            upper[rows] = method(rows, seen[rows], upper[rows])
+            parts = [rows[part] for part in _parts(len(rows), min(centres.rows, max(64, -(-len(rows) // threads))))]
+            bounds = parallel(method, parts, [int(seen[part[0]]) for part in parts], [upper[part] for part in parts])
+            for part, its_bounds in zip(parts, bounds, strict=True):
+                upper[part] = its_bounds
             seen[rows] = len(centres)
 
         width = candidates = CANDIDATES[0]
@@ -111,7 +119,7 @@ def greedy_coreset(features: Tensor | np.ndarray, size: int, seed: int = 0, *, p
             block, outside = _largest(upper, width)
             if not len(block):
                 message = f"{size} rows asked for, but only {len(centres)} are distinct: one of each is chosen"
-                warnings.warn(message, stacklevel=3)  # past no_grad, to the caller
+                warnings.warn(message, stacklevel=2)
                 break
             lower(block, tried, centres.try_nearest)
             undecided = np.count_nonzero(upper[block] > outside)
@@ -121,18 +129,22 @@ def greedy_coreset(features: Tensor | np.ndarray, size: int, seed: int = 0, *, p
             rows = rows[upper[rows] > outside]
             lower(rows, measured, centres.measure)
             rows = rows[upper[rows] > outside]
-            chosen = _choose(rows, upper, centres.between(rows, upper[rows]), outside)[: size - len(centres)]
+            between = centres.between(rows, upper[rows])
+            chosen = _choose(rows, upper, between, outside)[: size - len(centres)]
             centres.add(chosen)
             tried[rows] = measured[rows] = len(centres)
 
-            if len(centres) >= 0.02 * size:
-                if bar.n == 0:
-                    bar.unpause()  # the clock starts: what went before says nothing about the pace
+            if len(centres) >= 0.05 * size:
+                if bar.n == 0:  # the clock starts: what went before says nothing about the pace
+                    bar.initial = bar.n = bar.last_print_n = len(centres)
+                    bar.unpause()
                 bar.update(len(centres) - bar.n)
-            # Measure more rows at once while many of them are chosen; bring forward as many as leave that number.
-            if 4 * len(chosen) >= candidates:
+            # As many rows are measured at once as leave each within reach of few others, since the distances between
+            # those are all computed; and as many are brought forward as leave about that number undecided.
+            reach = np.isfinite(between).sum() / max(1, len(rows))
+            if reach < REACH and 8 * len(rows) > candidates:
                 candidates = min(2 * candidates, CANDIDATES[1])
-            elif 8 * len(chosen) < len(rows):
+            elif reach > 2 * REACH:
                 candidates = max(candidates // 2, CANDIDATES[0])
             if undecided > candidates:
                 width = max(width // 2, candidates)
@@ -178,15 +190,18 @@ class _Centres:
     inner product once (1, -2 x_1 ... -2 r) is made of one of them. Rounding is paid for by storing s a little short.
     """
 
-    def __init__(self, features: Tensor, capacity: int) -> None:
+    def __init__(self, features: Tensor, capacity: int, parallel: Callable[..., Iterable]) -> None:
         self.features = features
         sides, fetch = (1, 1) if features.device.type == "cpu" else ON_GPU
         self.rows, self.centres = ROWS * sides, CENTRES * sides
         self.pairs = max(1, FETCH * fetch // features.shape[1])
-        self.mean, directions = _principal_directions(features)
-        self.sketches = self._sketch(directions)
+        self.mean, self.directions = _principal_directions(features)
+        width = self.directions.shape[1] + 2
+        self.sketches = torch.empty(len(features), width, device=features.device)
+        for _ in parallel(self._sketch, _parts(len(features), self.pairs)):
+            pass
         self.chosen = torch.empty(capacity, dtype=torch.int64, device=features.device)
-        self.chosen_sketches = self.sketches.new_empty(capacity, self.sketches.shape[1])
+        self.chosen_sketches = self.sketches.new_empty(capacity, width)
         self.count = 0
 
     def __len__(self) -> int:
@@ -203,43 +218,32 @@ class _Centres:
         self.chosen_sketches[new] = self.sketches[self.chosen[new]]
         self.count = new.stop
 
-    def try_nearest(self, rows: np.ndarray, seen: np.ndarray, upper: np.ndarray) -> np.ndarray:
-        """``upper`` bounds (R,), lowered to the distance of the centre that seems nearest past the first ``seen``.
+    def try_nearest(self, rows: np.ndarray, seen: int, upper: np.ndarray) -> np.ndarray:
+        """``upper`` bounds (R,), lowered to the distance of the centre that seems nearest past the first ``seen``."""
+        index = self._tensor(rows)
+        query = _query(self.sketches[index])
+        least, nearest = torch.full_like(query[:, 0], torch.inf), torch.zeros_like(index)
+        for start, stop in self._unseen(seen):
+            bounds = query @ self.chosen_sketches[start:stop].T
+            position = _argmin(bounds)
+            bound = bounds.gather(1, position[:, None])[:, 0]
+            nearest = torch.where(bound < least, start + position, nearest)
+            least = torch.minimum(least, bound)
+        distance = self._distances(index, self.chosen[nearest], torch.float32)
+        return np.minimum(upper, distance.cpu().numpy())
 
-        ``seen`` (R,) ascends.
-        """
-        upper = upper.copy()
-        for part in _parts(len(rows), self.rows):
-            index = self._tensor(rows[part])
-            query = _query(self.sketches[index])
-            least, nearest = torch.full_like(query[:, 0], torch.inf), torch.zeros_like(index)
-            for start, stop in self._unseen(seen[part]):
-                bounds = query @ self.chosen_sketches[start:stop].T
-                position = _argmin(bounds)
-                bound = bounds.gather(1, position[:, None])[:, 0]
-                nearest = torch.where(bound < least, start + position, nearest)
-                least = torch.minimum(least, bound)
-            distance = self._distances(index, self.chosen[nearest], torch.float32)
-            upper[part] = np.minimum(upper[part], distance.cpu().numpy())
-        return upper
-
-    def measure(self, rows: np.ndarray, seen: np.ndarray, upper: np.ndarray) -> np.ndarray:
-        """Exact distances (R,) to the nearest centre, if ``upper`` bounds are exact for the first ``seen`` centres.
-
-        ``seen`` (R,) ascends.
-        """
-        result = self._tensor(upper)
-        for part in _parts(len(rows), self.rows):
-            index, distance = self._tensor(rows[part]), result[part]
-            for start, stop in self._unseen(seen[part]):
-                centres = self.chosen[start:stop]
-                bounds = self._lower_bounds(index, centres, distance)
-                likely = self._distances(index, centres[_argmin(bounds)], torch.float64)
-                torch.minimum(distance, likely, out=distance)  # rules out nearly all the others
-                row, column = (bounds < distance[:, None].float()).nonzero(as_tuple=True)
-                exact = self._distances(index[row], centres[column], torch.float64)
-                distance.scatter_reduce_(0, row, exact, "amin")
-        return result.cpu().numpy()
+    def measure(self, rows: np.ndarray, seen: int, upper: np.ndarray) -> np.ndarray:
+        """Exact distances (R,) to the nearest centre, if ``upper`` bounds are exact for the first ``seen`` centres."""
+        index, distance = self._tensor(rows), self._tensor(upper)
+        for start, stop in self._unseen(seen):
+            centres = self.chosen[start:stop]
+            bounds = self._lower_bounds(index, centres, distance)
+            likely = self._distances(index, centres[_argmin(bounds)], torch.float64)
+            distance = torch.minimum(distance, likely)  # rules out nearly all the others
+            row, column = (bounds < distance[:, None].float()).nonzero(as_tuple=True)
+            exact = self._distances(index[row], centres[column], torch.float64)
+            distance.scatter_reduce_(0, row, exact, "amin")
+        return distance.cpu().numpy()
 
     def between(self, rows: np.ndarray, upper: np.ndarray) -> np.ndarray:
         """Exact distances (R, R) from row to column, or infinity where they are not below the column's ``upper``."""
@@ -250,9 +254,9 @@ class _Centres:
         result[row, column] = self._distances(index[column], index[row], torch.float64)
         return result.cpu().numpy()
 
-    def _unseen(self, seen: np.ndarray) -> Iterator[tuple[int, int]]:
-        """Starts and stops of centres past the first ``seen``, which ascends, as many as one product takes."""
-        for start in range(int(seen[0]), self.count, self.centres):
+    def _unseen(self, seen: int) -> Iterator[tuple[int, int]]:
+        """Starts and stops of the centres past the first ``seen``, as many at a time as one product takes."""
+        for start in range(seen, self.count, self.centres):
             yield start, min(start + self.centres, self.count)
 
     def _lower_bounds(self, rows: Tensor, others: Tensor, limit: Tensor) -> Tensor:
@@ -278,22 +282,18 @@ class _Centres:
             result = result * (1 + (dim + 8) * UNIT) + dim * torch.finfo(dtype).tiny
         return result
 
-    def _sketch(self, directions: Tensor) -> Tensor:
-        """(N, W) float32, see the class; raises NonFiniteError."""
-        width = directions.shape[1] + 2
-        sketches = torch.empty(len(self.features), width, device=self.features.device)
-        mean = self.mean.double()
-        for part in _parts(len(sketches), self.pairs):
-            rows = self.features[part].to(torch.float64, copy=True)
-            rows -= mean
-            coordinates = rows @ directions
-            squared = rows.square_().sum(1)
-            if not squared.max() < 4e36:
-                _raise_non_finite(self.features)
-            sketches[part, 0] = _short(squared, width)
-            sketches[part, 1:-1] = coordinates
-            sketches[part, -1] = (squared - coordinates.square().sum(1)).clamp_min_(0).sqrt_()
-        return sketches
+    def _sketch(self, part: slice) -> None:
+        """Make the sketches of some rows, see the class; raises NonFiniteError."""
+        rows = self.features[part].to(torch.float64, copy=True)
+        rows -= self.mean
+        coordinates = rows @ self.directions
+        squared = rows.square_().sum(1)
+        if not squared.max() < 4e36:
+            _raise_non_finite(self.features)
+        sketches = self.sketches[part]
+        sketches[:, 0] = _short(squared, sketches.shape[1])
+        sketches[:, 1:-1] = coordinates
+        sketches[:, -1] = (squared - coordinates.square().sum(1)).clamp_min_(0).sqrt_()
 
     def _tensor(self, values: np.ndarray) -> Tensor:
         return torch.from_numpy(values).to(self.features.device)
@@ -344,6 +344,25 @@ def _parts(length: int, step: int) -> Iterator[slice]:
 
 
 @contextlib.contextmanager
+def _threads(device: torch.device) -> Iterator[tuple[int, Callable[..., Iterable]]]:
+    """The number of torch's threads, and a ``map`` that spreads its calls over them.
+
+    Each call runs in one thread. The other way round, each operation in all threads, they would wait for each other
+    thousands of times, and for long if the machine has something else to do. A GPU takes one call after the other.
+    """
+    threads = torch.get_num_threads()
+    if device.type != "cpu" or threads == 1:
+        yield 1, map
+        return
+    torch.set_num_threads(1)
+    try:
+        with ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,)) as pool:
+            yield threads, pool.map
+    finally:
+        torch.set_num_threads(threads)
+
+
+@contextlib.contextmanager
 def _float32_products() -> Iterator[None]:
     """Products in full float32 even where TF32 or bfloat16 is allowed: the bounds allow for float32's rounding only."""
     precision = torch.get_float32_matmul_precision()
@@ -359,6 +378,7 @@ def _as_matrix(features: Tensor | np.ndarray) -> Tensor:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", "The given NumPy array is not writable")  # nothing writes to it
             features = torch.from_numpy(features)
+    features = features.detach()
     if features.ndim != 2 or 0 in features.shape or not features.is_floating_point():
         shape, kind = tuple(features.shape), features.dtype
         raise InputError(f"features must be a non-empty (N, D) matrix of floating-point numbers, got {shape}, {kind}")
