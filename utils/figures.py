@@ -25,7 +25,7 @@ def draw_evaluation(path: Path, rows: Sequence[Mapping[str, Any]], means: Sequen
     categories = list(dict.fromkeys(row["category"] for row in rows))
     ratios = list(dict.fromkeys(row["ratio"] for row in rows))
     figures = {"image_auroc": "image AUROC", "pixel_auroc": "pixel AUROC", "aupro": "AUPRO (to 0.3)"}
-    figure = Figure(figsize=(max(5, 1.5 + 0.8 * len(categories)), 7.5))
+    figure = Figure(figsize=(max(5, 1.5 + max(0.8, 0.4 * len(ratios)) * len(categories)), 7.5))
     axes = figure.subplots(len(figures), 1, sharex=True)
     value = {(row["category"], row["ratio"]): row for row in rows}
     width = 0.8 / len(ratios)
