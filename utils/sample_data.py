@@ -109,6 +109,16 @@ def render_sample(out: Path, *, seed: int = 0, progress: bool = True) -> None:
             _save(photo.mask, out / category / split.replace("test", "ground_truth", 1) / f"{index:03d}_mask.png")
 
 
+def is_rendered(root: Path, category: str) -> bool:
+    """Whether a category below ``root`` is the sample's and not the real one of the same name."""
+    file = root / category / "train/good/000.png"
+    if category not in PARTS or not file.is_file():
+        return False
+    found, expected = np.asarray(Image.open(file)), render_image(category, "train/good", 0).image
+    # Not bit by bit: another version of NumPy or SciPy may round otherwise.
+    return found.shape == expected.shape and np.abs(found - expected.astype(float)).mean() < 1
+
+
 def _save(pixels: np.ndarray, path: Path) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     Image.fromarray(pixels).save(path)
