@@ -13,13 +13,14 @@ from dataclasses import asdict
 from typing import Any
 
 import config
+from models.conformal import describe_rate
 from models.wedge_net import WedgeNet
 from utils.checkpoint import build_net, load_detector
 from utils.console import check_writable, command, for_each
 from utils.dataset import find_categories, test_samples
 from utils.figures import draw_evaluation
 from utils.inference import score_samples
-from utils.metrics import Metrics, evaluate
+from utils.metrics import Metrics, alarm_rates, evaluate, training_threshold
 from utils.settings import Settings, SettingsParser, ratio_name
 from utils.tables import format_table, mean, write_csv
 
@@ -54,7 +55,14 @@ def evaluate_category(settings: Settings, category: str, net: WedgeNet) -> list[
     ):
         metrics = evaluate(scored.labels, scored.scores, scored.masks, scored.maps)
         print(describe(category, ratio, metrics))
+        calibration = checkpoint.calibration_scores.numpy()
+        limit = training_threshold(calibration, settings.false_alarm_rate)
+        alarms, detections = alarm_rates(scored.labels, scored.scores, limit)
+        if limit is not None:
+            asked = describe_rate(calibration, settings.false_alarm_rate)
+            print(f"[{category}] threshold {limit:.4g} for {asked}: " + describe_alarms(alarms, detections))
         row = {"category": category, "ratio": ratio} | asdict(metrics)
+        row |= {"threshold": limit, "false_alarm_rate": alarms, "detection_rate": detections}
         good = int((scored.labels == 0).sum())
         row |= {"test_good": good, "test_defective": len(samples) - good, "training_images": checkpoint.training_images}
         rows.append(row | {"bank_vectors": len(detector.bank), "bank_mb": detector.bank.nbytes / 1e6})
@@ -73,6 +81,12 @@ def describe(category: str, ratio: float, metrics: Metrics) -> str:
     return line + f"F1-max {metrics.f1_max:.4f} at {metrics.f1_threshold:.4g})"
 
 
+def describe_alarms(alarms: float | None, detections: float | None) -> str:
+    """What a threshold from the training images does on the test images."""
+    measured = {"good parts called defective": alarms, "defects found": detections}
+    return ", ".join(f"{name} {value:.1%}" for name, value in measured.items() if value is not None)
+
+
 def mean_rows(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     """For each ratio the mean over the categories, where a figure is defined."""
     means = []
@@ -80,7 +94,15 @@ def mean_rows(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
         own = [row for row in rows if row["ratio"] == ratio]
         figures = {
             name: mean([row[name] for row in own])
-            for name in ("image_auroc", "pixel_auroc", "aupro", "f1_max", "bank_mb")
+            for name in (
+                "image_auroc",
+                "pixel_auroc",
+                "aupro",
+                "f1_max",
+                "false_alarm_rate",
+                "detection_rate",
+                "bank_mb",
+            )
         }
         means.append(dict.fromkeys(own[0]) | {"category": "mean", "ratio": ratio} | figures)
         if figures["image_auroc"] is not None:

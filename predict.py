@@ -27,10 +27,10 @@ from typing import Any, TextIO
 
 import numpy as np
 
-from models.conformal import conformal_threshold, p_values
+from models.conformal import conformal_threshold, describe_rate, p_values
 from models.errors import InputError
 from utils.console import Parser, check_writable, command, printable
-from utils.edge_model import Model, OnnxModel, describe_rate
+from utils.edge_model import Model, OnnxModel
 from utils.heatmap import overlay, overlay_path, save_overlay
 from utils.image import EXTENSIONS, read_image
 from utils.watch import follow

@@ -36,6 +36,14 @@ def conformal_threshold(scores: np.ndarray, rate: float) -> float:
     return float(np.sort(scores)[len(scores) - min(max(allowed, 1), len(scores))])
 
 
+def describe_rate(scores: np.ndarray, rate: float) -> str:
+    """The rate that a threshold keeps, and why if it is not the one asked for."""
+    smallest = smallest_rate(scores)
+    if rate >= smallest:
+        return f"false-alarm rate {rate:g} ({len(scores)} good parts)"
+    return f"false-alarm rate {smallest:.3g}, the smallest that {len(scores)} good parts can vouch for ({rate:g} asked)"
+
+
 def p_values(calibration: np.ndarray, scores: np.ndarray) -> np.ndarray:
     """How likely a good part scores as high or higher: (1 + how many of n calibration scores do) / (n + 1).
 

@@ -1,6 +1,7 @@
 """A data set small enough to train on in a second, and the command line that fits it."""
 
 import os
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -62,6 +63,42 @@ def flags(data: Path, tmp_path: Path) -> list[str]:
         "device": "cpu",
     }
     return [text for name, value in pairs.items() for text in (f"--{name}", str(value))]
+
+
+@dataclass(frozen=True)
+class Line:
+    """One category, trained and exported: what a production line has. Tests leave its files as they are."""
+
+    images: Path  # test images: good/ and spot/
+    flags: list[str]
+    checkpoint: Path
+    model: Path
+
+
+@pytest.fixture(scope="session")
+def line(tmp_path_factory: pytest.TempPathFactory) -> Line:
+    """Made once for all tests; the threshold is for a false-alarm rate of 0.05, from 20 training images."""
+    import export_onnx
+    import train
+
+    root = tmp_path_factory.mktemp("line")
+    make_category(root / "data", "tile", 2, train=20)
+    pairs = {
+        "data-path": root / "data",
+        "category": "tile",
+        "save-dir": root / "out",
+        "backbone": "efficientnet_lite0",
+        "image-size": 64,
+        "resize": 72,
+        "num-workers": 0,
+        "device": "cpu",
+        "false-alarm-rate": 0.05,
+    }
+    flags = [text for name, value in pairs.items() for text in (f"--{name}", str(value))]
+    assert train.main(flags) == 0
+    assert export_onnx.main(flags) == 0
+    bank = root / "out/10pct/model_data_tile_10pct"
+    return Line(root / "data/tile/test", flags, bank.with_suffix(".pt"), bank.with_suffix(".onnx"))
 
 
 @pytest.fixture

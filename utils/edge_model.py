@@ -7,7 +7,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from models.conformal import conformal_threshold, smallest_rate
+from models.conformal import conformal_threshold
 from models.errors import InputError
 from utils.image import Geometry
 
@@ -76,14 +76,6 @@ def model_info(
     threshold = conformal_threshold(calibration_scores, false_alarm_rate)
     scores = [float(score) for score in calibration_scores]
     return ModelInfo(category, scores, false_alarm_rate, threshold, settings, fingerprint, versions)
-
-
-def describe_rate(scores: np.ndarray, rate: float) -> str:
-    """The rate that a threshold keeps, and why if it is not the one asked for."""
-    smallest = smallest_rate(scores)
-    if rate >= smallest:
-        return f"false-alarm rate {rate:g} ({len(scores)} good parts)"
-    return f"false-alarm rate {smallest:.3g}, the smallest that {len(scores)} good parts can vouch for ({rate:g} asked)"
 
 
 class Model(Protocol):

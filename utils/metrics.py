@@ -80,12 +80,12 @@ def evaluate(labels: np.ndarray, scores: np.ndarray, masks: np.ndarray | None, m
     return Metrics(auroc(labels, scores), pixel, overlap, best, threshold)
 
 
-def training_threshold(calibration: np.ndarray) -> float | None:
-    """The score above which a part is called defective at a nominal false-alarm rate of ``FALSE_ALARMS``.
+def training_threshold(calibration: np.ndarray, rate: float = FALSE_ALARMS) -> float | None:
+    """The score above which a part is called defective at a nominal false-alarm rate.
 
     ``calibration`` (n,) are scores of good parts that the bank has not seen; None if there are none.
     """
-    return conformal_threshold(calibration, FALSE_ALARMS) if len(calibration) else None
+    return conformal_threshold(calibration, rate) if len(calibration) else None
 
 
 def alarm_rates(labels: np.ndarray, scores: np.ndarray, threshold: float | None) -> tuple[float | None, float | None]:

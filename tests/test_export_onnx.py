@@ -1,0 +1,125 @@
+"""The exported model: the same answers as PyTorch, whatever the settings, and all it says about itself."""
+
+import json
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+import torch
+
+import config
+import export_onnx
+import train
+from models.memory_bank import MemoryBank
+from models.onnx_detector import TILE, BankSearch
+from utils.checkpoint import load_checkpoint
+from utils.edge_model import KEY, OnnxModel
+from utils.image import read_image
+from utils.torch_model import TorchModel
+
+
+@pytest.fixture(scope="module")
+def pixels(line):
+    """All test images as the network sees them."""
+    geometry = OnnxModel(line.model).info.geometry
+    return np.stack([geometry.apply(read_image(path)) for path in sorted(line.images.rglob("*.png"))])
+
+
+def test_scores_and_maps_are_those_of_pytorch(line, pixels):
+    scores, maps = OnnxModel(line.model).predict(pixels)
+    wanted_scores, wanted_maps = TorchModel(line.checkpoint, config).predict(pixels)
+    np.testing.assert_allclose(scores, wanted_scores, rtol=1e-4)
+    np.testing.assert_allclose(maps, wanted_maps, atol=1e-3)
+    assert maps.shape == (8, 64, 64)
+
+
+def test_an_image_scores_the_same_alone_and_in_a_batch(line, pixels):
+    model = OnnxModel(line.model)
+    alone = [model.predict(pixels[i : i + 1])[0][0] for i in range(len(pixels))]
+    np.testing.assert_allclose(model.predict(pixels)[0], alone, rtol=1e-5)
+
+
+def test_the_file_is_valid_and_self_contained(line, tmp_path):
+    copy = tmp_path / "model.onnx"
+    copy.write_bytes(line.model.read_bytes())
+    onnx.checker.check_model(copy, full_check=True)
+    session = onnxruntime.InferenceSession(copy)
+    assert [(i.name, i.type, i.shape) for i in session.get_inputs()] == [
+        ("image", "tensor(uint8)", ["batch", 64, 64, 3])
+    ]
+    assert [output.name for output in session.get_outputs()] == ["score", "anomaly_map"]
+    assert str(line.checkpoint.parent).encode() not in copy.read_bytes()  # nothing of the machine it was made on
+    assert b"/models/" not in copy.read_bytes()
+
+
+def test_the_description_is_that_of_the_checkpoint(line):
+    info, checkpoint = OnnxModel(line.model).info, load_checkpoint(line.checkpoint)
+    assert (info.category, info.fingerprint, info.false_alarm_rate) == ("tile", checkpoint.fingerprint, 0.05)
+    assert info.settings == checkpoint.settings
+    np.testing.assert_allclose(info.calibration_scores, checkpoint.calibration_scores)
+    assert info.threshold == max(info.calibration_scores)  # of 20 scores at 0.05
+    assert {"torch", "onnx", "onnxruntime", "numpy", "python"} == set(info.versions)
+
+
+def test_smaller_models_are_compared_and_say_so(line, pixels, capsys):
+    assert export_onnx.main([*line.flags, "--int8", "--bank-dtype", "float16"]) == 0
+    small = line.model.with_name("model_data_tile_10pct_float16_int8.onnx")
+    printed = capsys.readouterr().out
+    assert small.name in printed and "verdict flips" in printed and "image AUROC" in printed
+    assert small.stat().st_size < 0.6 * line.model.stat().st_size
+    scores, wanted = (OnnxModel(path).predict(pixels)[0] for path in (small, line.model))
+    assert np.corrcoef(scores, wanted)[0, 1] > 0.95
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"frequency-stream": "off", "use-semantic": "False"},
+        {"wavelet-type": "bior2.2", "image-size": "72", "center-crop": "False"},
+    ],
+)
+def test_every_setting_of_the_embedding_is_exported(line, tmp_path, changes):
+    flags = [*line.flags, "--save-dir", str(tmp_path)]
+    flags += [text for name, value in changes.items() for text in (f"--{name}", value)]
+    assert train.main(flags) == 0
+    assert export_onnx.main(flags) == 0  # compares, and keeps nothing that differs
+
+
+def test_without_test_images_training_images_are_compared(line, tmp_path, capsys):
+    data = tmp_path / "data/tile/train/good"
+    data.mkdir(parents=True)
+    for path in sorted((line.images.parent / "train/good").iterdir()):
+        (data / path.name).write_bytes(path.read_bytes())
+    assert export_onnx.main([*line.flags, "--data-path", str(tmp_path / "data")]) == 0
+    printed = capsys.readouterr().out
+    assert "on 20 images" in printed and "AUROC" not in printed
+
+
+@pytest.mark.parametrize("count", [1, 5, TILE, 2 * TILE + 7])
+def test_search_in_tiles_finds_the_nearest(count):
+    generator = torch.Generator().manual_seed(count)
+    bank, queries = torch.randn(count, 12, generator=generator) + 5, torch.randn(2, 30, 12, generator=generator) + 5
+    expected = torch.cdist(queries.double(), bank.double()).amin(dim=2).float()
+    torch.testing.assert_close(BankSearch(bank)(queries), expected, rtol=1e-5, atol=1e-5)
+    halved = BankSearch(bank, torch.float16)(queries)
+    torch.testing.assert_close(halved, expected, rtol=5e-3, atol=5e-3)
+    torch.testing.assert_close(MemoryBank(bank).nearest(queries[0]), expected[0], rtol=1e-4, atol=1e-5)
+
+
+def test_a_bank_too_large_for_one_file_is_refused(line, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr("models.onnx_detector.LARGEST", 1000)
+    before = line.model.read_bytes()
+    assert export_onnx.main(line.flags) == 2
+    assert "does not fit in one ONNX file" in capsys.readouterr().err
+    assert line.model.read_bytes() == before
+
+
+def test_a_model_that_differs_from_pytorch_is_not_kept(line, monkeypatch):
+    before = line.model.read_bytes()
+    monkeypatch.setattr("export_onnx.TOLERANCE", -1.0)
+    with pytest.raises(RuntimeError, match="is not kept"):
+        export_onnx.main(line.flags)
+    assert line.model.read_bytes() == before
+    assert json.loads(onnx.load(line.model).metadata_props[0].value)["format"] == 1
+    assert onnx.load(line.model).metadata_props[0].key == KEY
