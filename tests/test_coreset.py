@@ -170,6 +170,20 @@ def test_the_seed_settles_the_choice_and_nothing_else_is_random():
     assert len(starts) > 15
 
 
+@pytest.mark.parametrize("threads", [1, 3])
+def test_any_number_of_threads(threads):
+    features = decaying(3000, 70)
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        assert greedy_coreset(features, 100).tolist() == plain_loop(features, 100)
+        with pytest.raises(NonFiniteError):
+            greedy_coreset(features * torch.nan, 100)
+        assert torch.get_num_threads() == threads
+    finally:
+        torch.set_num_threads(before)
+
+
 def test_duplicates_are_chosen_once():
     features = integers(3, 500, 3)
     with pytest.warns(UserWarning, match="100 rows asked for, but only 27 are distinct"):
@@ -201,7 +215,7 @@ def test_bounds_are_bounds(name):
     features = DATA[name]()[:400]
     rows = torch.arange(len(features))
     one, other = torch.cartesian_prod(rows, rows).unbind(dim=1)
-    centres = coreset._Centres(features, 1)
+    centres = coreset._Centres(features, 1, map)
     exact = centres._distances(one, other, torch.float64)
     assert (centres._distances(one, other, torch.float32) >= exact).all()
     for limit in (-torch.inf, torch.inf):  # by sketches alone, and by whole rows
