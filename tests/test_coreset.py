@@ -19,6 +19,15 @@ from models.errors import InputError
 DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU"))]
 
 
+@pytest.fixture(autouse=True)
+def one_thread():
+    """The sets are small: more threads would only wait for each other."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
 def plain_loop(features, size, seed=0):
     """Greedy k-centre as everyone writes it; ends early if every row is chosen or equals one that is."""
     features = features.double()
@@ -173,15 +182,11 @@ def test_the_seed_settles_the_choice_and_nothing_else_is_random():
 @pytest.mark.parametrize("threads", [1, 3])
 def test_any_number_of_threads(threads):
     features = decaying(3000, 70)
-    before = torch.get_num_threads()
     torch.set_num_threads(threads)
-    try:
-        assert greedy_coreset(features, 100).tolist() == plain_loop(features, 100)
-        with pytest.raises(NonFiniteError):
-            greedy_coreset(features * torch.nan, 100)
-        assert torch.get_num_threads() == threads
-    finally:
-        torch.set_num_threads(before)
+    assert greedy_coreset(features, 100).tolist() == plain_loop(features, 100)
+    with pytest.raises(NonFiniteError):
+        greedy_coreset(features * torch.nan, 100)
+    assert torch.get_num_threads() == threads
 
 
 def test_duplicates_are_chosen_once():
