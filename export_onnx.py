@@ -6,7 +6,8 @@
 Writes SAVE_DIR/10pct/model_data_tile_10pct.onnx beside the checkpoint (ONNX opset 18): input ``image`` (N, S, S, 3)
 uint8 RGB, outputs ``score`` (N,) and ``anomaly_map`` (N, S, S); threshold, calibration scores and settings are in the
 model's metadata. Before a file is kept it is compared with PyTorch on the test images. --bank-dtype float16 halves the
-memory bank, --int8 quarters the backbone; their names end in _float16 and _int8. Settings are in config.py.
+memory bank, --int8 quarters the backbone; their names end in _float16 and _int8. SAVE_DIR/predict.pyz is predict.py
+in one file, for a device that has no more than requirements-edge.txt. Settings are in config.py.
 """
 
 import dataclasses
@@ -33,6 +34,7 @@ from utils.checkpoint import bank_path, build_net, load_detector
 from utils.console import command, for_each, progress
 from utils.dataset import Sample, batches, find_categories, test_samples, train_samples
 from utils.edge_model import KEY, OnnxModel, model_info
+from utils.edge_program import write_program
 from utils.metrics import auroc
 from utils.settings import Settings, SettingsParser
 
@@ -54,7 +56,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         for ratio in settings.sampling_ratio:
             export_detector(settings, category, ratio, net, backbone, options.bank_dtype, options.int8)
 
-    return for_each(find_categories(settings), export)
+    code = for_each(find_categories(settings), export)
+    program = settings.save_dir / "predict.pyz"
+    write_program(program)
+    print(f"{program}: predict.py in one file; with it, a model and requirements-edge.txt a device needs no more")
+    return code
 
 
 def export_detector(

@@ -125,9 +125,13 @@ def load_model(path: Path) -> Model:
     if path.suffix == ".onnx":
         return OnnxModel(path)
     if path.suffix == ".pt":
-        import config
-        from utils.torch_model import TorchModel
-
+        try:
+            import config
+            from utils.torch_model import TorchModel
+        except ImportError as error:
+            raise InputError(
+                f"{path} needs {error.name}, which is not installed: export_onnx.py makes a .onnx"
+            ) from None
         return TorchModel(path, config)
     raise InputError(f"MODEL {path} is neither a .onnx file (export_onnx.py) nor a .pt file (train.py)")
 

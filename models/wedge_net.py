@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from models.backbone import Backbone
 from models.engine import make_engine
+from models.errors import InputError
 from models.frequency import FrequencyGate
 from models.scoring import WEDGE_NET
 from models.semantic import attention_mask
@@ -58,8 +59,14 @@ class WedgeNet(nn.Module):
         return {} if self.frequency is None else {k: v.cpu() for k, v in self.frequency.state_dict().items()}
 
     def with_frequency(self, parameters: dict[str, Tensor]) -> "WedgeNet":
-        """This network with the frequency parameters that a bank was made with; the backbone is shared, not copied."""
-        if all(torch.equal(parameters[name], own) for name, own in self.frequency_parameters().items()):
+        """This network with the frequency parameters that a bank was made with; the backbone is shared, not copied.
+
+        Raises :class:`InputError` if they are not those of this network's frequency stream.
+        """
+        own = self.frequency_parameters()
+        if {k: v.shape for k, v in own.items()} != {k: getattr(v, "shape", None) for k, v in parameters.items()}:
+            raise InputError("the parameters of the bank's frequency stream do not fit the network: train it again")
+        if all(torch.equal(parameters[name], value) for name, value in own.items()):
             return self
         twin = copy.copy(self)
         twin._modules = self._modules | {"frequency": copy.deepcopy(self.frequency)}

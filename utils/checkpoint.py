@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, get_origin, get_type_hints
 
 import torch
 from torch import Tensor
@@ -83,6 +83,11 @@ def as_checkpoint(contents: Any, path: Path) -> Checkpoint:
         )
     if missing := sorted(names - set(contents)):
         raise InputError(f"{path} is not a complete WEDGE-Net memory bank: it lacks {', '.join(missing)}")
+    for name, kind in get_type_hints(Checkpoint).items():
+        if not isinstance(contents[name], get_origin(kind) or kind):
+            raise InputError(f"{path} is damaged: its {name} is of type {type(contents[name]).__name__}")
+    if contents["memory_bank"].ndim != 2 or contents["calibration_scores"].ndim != 1:
+        raise InputError(f"{path} is damaged: its memory_bank or its calibration_scores have a wrong shape")
     return Checkpoint(**{name: contents[name] for name in names})
 
 

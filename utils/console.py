@@ -57,7 +57,8 @@ def command(main: Main) -> Callable[..., int]:
 
 def _out_of_memory(error: Exception) -> bool:
     torch = sys.modules.get("torch")  # where it was never imported it raised nothing
-    return isinstance(error, MemoryError) or (torch is not None and isinstance(error, torch.OutOfMemoryError))
+    on_gpu = torch is not None and isinstance(error, torch.OutOfMemoryError)
+    return on_gpu or isinstance(error, MemoryError) or "DefaultCPUAllocator" in str(error)  # torch's on a CPU
 
 
 def printable(text: str) -> str:

@@ -118,6 +118,10 @@ class OnnxModel:
             self.info = ModelInfo.from_json(text)
         except ValueError as error:
             raise InputError(f"model {path} cannot be used: {error}") from None
+        size = self.info.geometry.image_size
+        inputs = [(entry.name, entry.type, entry.shape[1:]) for entry in self.session.get_inputs()]
+        if inputs != [("image", "tensor(uint8)", [size, size, 3])]:
+            raise InputError(f"model {path} cannot be used: its input is not what its description says")
 
     def predict(self, images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """(N, S, S, 3) uint8 RGB -> (N,) scores and (N, S, S) anomaly maps.

@@ -1,0 +1,29 @@
+"""predict.py and the modules it needs in one file that Python runs: what is copied to an edge device beside a model."""
+
+import zipfile
+from pathlib import Path
+
+from utils.atomic import atomic_file
+
+ROOT = Path(__file__).parents[1]
+MODULES = (
+    "predict.py",
+    "models/__init__.py",
+    "models/conformal.py",
+    "models/errors.py",
+    "utils/__init__.py",
+    "utils/atomic.py",
+    "utils/console.py",
+    "utils/edge_model.py",
+    "utils/heatmap.py",
+    "utils/image.py",
+    "utils/watch.py",
+)
+
+
+def write_program(path: Path) -> None:
+    """Write ``path``, to be started as ``python predict.pyz model.onnx part.png`` where requirements-edge.txt is."""
+    with atomic_file(path) as temporary, zipfile.ZipFile(temporary, "w", zipfile.ZIP_DEFLATED) as archive:
+        for module in MODULES:
+            archive.write(ROOT / module, module)
+        archive.writestr("__main__.py", "import sys\n\nfrom predict import main\n\nsys.exit(main())\n")
