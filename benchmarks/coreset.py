@@ -38,7 +38,7 @@ from benchmarks.inference import load
 from models.coreset import first_centre, greedy_coreset
 from models.wedge_net import WedgeNet
 from utils.console import command
-from utils.dataset import train_samples
+from utils.dataset import find_categories, train_samples
 from utils.inference import extract_features
 from utils.settings import Settings, SettingsParser, positive
 
@@ -156,7 +156,7 @@ def measure(name: str, features: Tensor, repeats: int, whole: bool) -> tuple[lis
 
 def cases(settings: Settings, images: int) -> Iterator[tuple[str, Tensor]]:
     """The name and (N, D) patch features of each case."""
-    samples = train_samples(settings, settings.category[0])[:images]
+    samples = train_samples(settings, find_categories(settings)[0])[:images]
     for name, use_semantic in CASES.items():
         backbone, weights = load(name.split(",")[0])
         net = WedgeNet(backbone, use_semantic=use_semantic, device=settings.device)

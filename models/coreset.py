@@ -35,7 +35,7 @@ from tqdm import tqdm
 from models.errors import InputError
 
 DIRECTIONS = 62  # with two more numbers a sketch is 256 bytes; fewer rule out less, more cost more to multiply
-SAMPLE = 4096  # rows, at least, that the principal directions are taken from
+SAMPLE = 2048  # rows, at most, that the principal directions are taken from
 CANDIDATES = 16, 512  # fewest and most rows measured in one round, among which centres are chosen
 ROWS, CENTRES = 512, 2048  # sides of the largest product of sketches: 4 MB, which a CPU's cache holds
 FETCH = 2**17  # numbers of features at work at a time: 1 MB in float64
@@ -316,18 +316,20 @@ def _principal_directions(features: Tensor) -> tuple[Tensor, Tensor]:
 
     That is near enough: with any mean and any orthonormal directions the bounds are bounds.
     """
-    sample = features[:: max(1, len(features) // SAMPLE)].float().nan_to_num(0, 0, 0)
+    generator = torch.Generator().manual_seed(0)
+    n, dim = features.shape
+    rows = torch.randint(n, (min(n, SAMPLE),), generator=generator)  # even steps would fall in with the images' rows
+    sample = features[rows.to(features.device)].float().nan_to_num(0, 0, 0)
     mean = sample.mean(0)
-    sample = sample - mean
-    dim = len(mean)
-    directions = torch.randn(dim, min(dim, DIRECTIONS), generator=torch.Generator().manual_seed(0)).to(mean.device)
-    for _ in range(3):  # subspace iteration
+    sample -= mean
+    directions = torch.randn(dim, min(dim, DIRECTIONS), generator=generator).to(features.device)
+    for _ in range(2):  # subspace iteration
         directions = torch.linalg.qr(sample.T @ (sample @ directions)).Q
     return mean, torch.linalg.qr(directions.double()).Q
 
 
 def _raise_non_finite(features: Tensor) -> None:
-    for part in _parts(len(features), SAMPLE):
+    for part in _parts(len(features), ROWS):
         bad = (~(features[part].double().square().sum(1) < 1e36)).nonzero()  # NaN compares as false
         if len(bad):
             raise NonFiniteError(part.start + int(bad[0]))
