@@ -1,17 +1,53 @@
 # make demo: from a fresh clone to results on a rendered sample.  make test: every test.  make lint: ruff.
+# make paper: every bank, table and figure of the paper and a report of them, on the sample, or on your data:
+#     make paper DATA_PATH=/data/mvtec_ad FLAGS='--backbone resnet50 --device cuda'
 PYTHON ?= python3
 VENV := .venv
 RUN := $(VENV)/bin/python
-DATA_PATH ?= sample_data
-DEMO := --data-path $(DATA_PATH) --category all --sampling-ratio all --backbone efficientnet_lite0
 
-.PHONY: demo test lint clean
+# FLAGS are settings for every script. The sample's results are kept apart from those of your own data.
+ifdef DATA_PATH
+RESULTS ?= .
+else
+SAMPLE := sample_data
+RESULTS ?= runs/sample
+FLAGS ?= --backbone efficientnet_lite0 --patchcore-backbone efficientnet_lite0
+endif
+SETTINGS = --data-path '$(or $(DATA_PATH),$(SAMPLE))' --category all --sampling-ratio all \
+	--save-dir '$(RESULTS)/WEDGE-Net' --semanticon-dir '$(RESULTS)/WEDGE-Net' \
+	--semanticoff-dir '$(RESULTS)/WEDGE-Net_Sem_OFF' --patchcore-dir '$(RESULTS)/patch_core_pt' $(FLAGS)
+PICTURES = $(SETTINGS) --sampling-ratio 0.1
+
+.PHONY: demo paper test lint clean
 .DELETE_ON_ERROR:
 
-demo: $(VENV)/installed
-	$(RUN) prepare_data.py sample sample_data
-	$(RUN) train.py $(DEMO)
-	$(RUN) evaluation.py $(DEMO)
+demo: $(VENV)/installed $(SAMPLE)
+	$(RUN) train.py $(SETTINGS)
+	$(RUN) evaluation.py $(SETTINGS)
+	$(RUN) test.py $(PICTURES) --limit 3
+	$(RUN) benchmark_fps.py $(SETTINGS) --calls 10
+	$(RUN) make_report.py $(SETTINGS)
+
+# A script that fails for some categories does not cost the others: what failed is listed at the end.
+paper: $(VENV)/installed $(SAMPLE)
+	@failed=; \
+	run() { echo "--- $$*"; $(RUN) "$$@" || { [ $$? -ne 130 ] || exit 130; failed="$$failed $$1"; }; }; \
+	run train.py $(SETTINGS); \
+	run train.py $(SETTINGS) --use-semantic False --save-dir '$(RESULTS)/WEDGE-Net_Sem_OFF'; \
+	run train_patchcore.py $(SETTINGS) --sampling-ratio 1; \
+	run evaluation.py $(SETTINGS); \
+	run test.py $(PICTURES); \
+	run benchmark_fps.py $(SETTINGS); \
+	run eval_noise_robustness.py $(PICTURES); \
+	run visualize_noise_robustness.py $(PICTURES); \
+	run eval_color_robustness.py $(PICTURES); \
+	run visualize_color_robustness.py $(PICTURES); \
+	run eval_gap_score.py $(SETTINGS); \
+	run make_report.py $(SETTINGS); \
+	[ -z "$$failed" ] || { echo "not everything went well:$$failed" >&2; exit 1; }
+
+sample_data: | $(VENV)/installed
+	$(RUN) prepare_data.py sample $@
 
 test: $(VENV)/installed-dev
 	$(RUN) -m pytest -q
