@@ -11,6 +11,7 @@ which is a product of p + 1 instead of D numbers. Only the few vectors whose bou
 far are compared in full, by the differences of their coordinates. Nothing is approximate: rounding is allowed for.
 """
 
+import math
 import warnings
 from collections.abc import Iterator
 
@@ -26,7 +27,6 @@ _ROWS = 4096  # bank vectors worked on at once when a bank is made
 _FETCH = 1 << 18  # elements of bank vectors fetched at once: 1 MB, in a core's cache
 _GROUP = 16  # bank vectors that are looked at one by one only if the least of their bounds calls for it
 _PAIRS = 1 << 14  # groups looked at at once
-_ROUNDING = 4e-6  # largest error seen of a float32 |q|^2 + |b|^2 - 2 q.b, relative to |q|^2 + |b|^2, whatever D
 _TOLERANCE = 1e-4  # relative error of a distance that is accepted
 
 
@@ -55,6 +55,7 @@ class MemoryBank:
         self._norms = torch.cat([_squared_norms(self._centred(part)) for part in self.vectors.split(_ROWS)])
         if not self._norms.isfinite().all():
             raise InputError("the memory bank holds NaN, infinite or huge values: build it again from finite features")
+        self._rounding = self._measure_rounding()
         self._basis, self._keys = None, None
         if self.vectors.device.type == "cpu":  # a GPU is done with the plain product sooner
             self._prepare_pruning()
@@ -124,13 +125,12 @@ class MemoryBank:
         for _, tile in self._products(centred):
             least = torch.minimum(least, tile.amin(dim=1))
         squared = least + norms
-        slack = _slack(norms, squared)
         distances = squared.clamp(min=0).sqrt_()
-        # Where a query is close to the bank, the subtraction leaves little but rounding.
-        doubtful = (squared * (2 * _TOLERANCE) < slack).nonzero()[:, 0]
+        # Where a query is close to the bank, the subtraction leaves little but rounding: 2 _TOLERANCE squared < slack.
+        doubtful = (squared * (2 / 3 * (_TOLERANCE / self._rounding - 1)) < norms).nonzero()[:, 0]
         if len(doubtful):
             distances[doubtful] = torch.inf
-            limit = (least + 2 * slack)[doubtful, None]
+            limit = (least + 2 * self._slack(norms, squared))[doubtful, None]
             for start, tile in self._products(centred[doubtful]):
                 row, vector = (tile <= limit).nonzero(as_tuple=True)
                 query = doubtful[row]
@@ -153,7 +153,7 @@ class MemoryBank:
         """(Q, D) float32 -> (Q,) distances: from differences, to every vector whose bound could be the least."""
         centred = self._centred(queries)
         norms = self._query_norms(centred)
-        keys = _keys(centred @ self._basis, norms)
+        keys = self._with_rest(centred @ self._basis, norms)
         everyone = torch.arange(len(queries))
         best = torch.full_like(norms, torch.inf)
         rows = max(1, self._tile // len(queries) // _GROUP) * _GROUP
@@ -171,7 +171,7 @@ class MemoryBank:
             best = torch.minimum(best, self._distances(queries, everyone, start + group * _GROUP + member))
             groups[group, member, everyone] = torch.inf
             squared = best.square()
-            limit = squared - norms + _slack(norms, squared)
+            limit = squared - norms + self._slack(norms, squared)
             found = (least <= limit).nonzero()
             for group, query in (pairs.unbind(dim=1) for pairs in found.split(_PAIRS)):
                 pair, member = (groups[group, :, query] <= limit[query, None]).nonzero(as_tuple=True)
@@ -200,9 +200,37 @@ class MemoryBank:
     def _query_norms(self, centred: Tensor) -> Tensor:
         """Squared norms (Q,) of centred queries, which must be finite."""
         norms = _squared_norms(centred)
-        if not norms.isfinite().all():
+        if not math.isfinite(norms.max()):
             raise InputError("the queries hold NaN, infinite or huge values: check the image that they come from")
         return norms
+
+    def _slack(self, norms: Tensor, squared: Tensor) -> Tensor:
+        """How far rounding may move the squared distance to a vector that is no farther away than ``squared``.
+
+        Such a vector b has |b|^2 <= (|q| + |q - b|)^2 <= 2 |q|^2 + 2 |q - b|^2.
+        """
+        return self._rounding * (3 * norms + 2 * squared)
+
+    def _with_rest(self, heads: Tensor, norms: Tensor) -> Tensor:
+        """(N, p) heads and squared norms (N,) of whole vectors -> (N, p + 1): heads, and the length of the rest.
+
+        The length is rounded up, which keeps the bounds below the distances.
+        """
+        rest = (norms - _squared_norms(heads)).clamp(min=0) + self._rounding * norms
+        return torch.cat([heads, rest.sqrt()[:, None]], dim=1)
+
+    def _measure_rounding(self) -> float:
+        """Error of |q|^2 + |b|^2 - 2 q.b by a product on this device, relative to |q|^2 + |b|^2, doubled for safety.
+
+        It depends on the data (most where all products q_i b_i are alike), and on what PyTorch may do for speed: TF32.
+        """
+        rows = self._centred(self.vectors[:: -(-len(self) // 1024)])
+        columns = rows[:: -(-len(rows) // 64)]
+        products = (rows @ columns.T).cpu().double()
+        rows, columns = rows.cpu().double(), columns.cpu().double()
+        sizes = rows.square().sum(dim=1)[:, None] + columns.square().sum(dim=1)
+        errors = 2 * (products - rows @ columns.T).abs() / sizes.clamp(min=1e-30)
+        return max(2 * errors.max().item(), 5e-7)
 
     def _prepare_pruning(self) -> None:
         """Rotate the bank, if the bounds are expected to save time; p is what costs least for vectors of the bank."""
@@ -226,7 +254,7 @@ class MemoryBank:
 
         chosen, least_cost = 0, count * dim
         for p in range(16, largest + 1, 16):
-            keys = _keys(heads[:, :p], self._norms)
+            keys = self._with_rest(heads[:, :p], self._norms)
             bounds = torch.addmm(self._norms[:, None], keys, keys[probes].T, alpha=-2)
             others = ((bounds <= least) & ~beside).sum().item() / len(probes) - 1
             # In multiply-adds of the product, as measured: to fetch and compare one vector takes 32 for each element
@@ -237,7 +265,7 @@ class MemoryBank:
         if chosen:
             missing = -count % _GROUP  # from whole groups: what fills up the last one is infinitely far away
             self._basis = basis[:, :chosen].contiguous()
-            self._keys = pad(_keys(heads[:, :chosen], self._norms), (0, 0, 0, missing))
+            self._keys = pad(self._with_rest(heads[:, :chosen], self._norms), (0, 0, 0, missing))
             self._norms = pad(self._norms, (0, missing), value=torch.inf)
 
 
@@ -248,20 +276,3 @@ def _squared_norms(vectors: Tensor) -> Tensor:
 def _tile(like: Tensor, rows: int, columns: int) -> Tensor:
     """Room for (rows, columns), each row beginning at a multiple of 64 bytes: else a product takes up to 1.5 times."""
     return like.new_empty(rows, -(-columns // 16) * 16)[:, :columns]
-
-
-def _slack(norms: Tensor, squared: Tensor) -> Tensor:
-    """How far rounding may move the squared distance of a query to a vector that is no farther away than ``squared``.
-
-    Such a vector b has |b|^2 <= (|q| + |q - b|)^2 <= 2 |q|^2 + 2 |q - b|^2.
-    """
-    return _ROUNDING * (3 * norms + 2 * squared)
-
-
-def _keys(heads: Tensor, norms: Tensor) -> Tensor:
-    """(N, p) heads and squared norms (N,) of whole vectors -> (N, p + 1): heads, and the length of the rest.
-
-    The length is rounded up, which keeps the bounds below the distances.
-    """
-    rest = (norms - _squared_norms(heads)).clamp(min=0) + _ROUNDING * norms
-    return torch.cat([heads, rest.sqrt()[:, None]], dim=1)

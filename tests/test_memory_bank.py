@@ -119,6 +119,40 @@ def squared(points, count):
 
 
 @pytest.mark.parametrize("data", ["normal", "low rank"])
+def test_products_of_little_precision_only_cost_time(data, monkeypatch):
+    """As on a GPU that is allowed TF32, or worse: the distances come from differences then."""
+
+    def coarse(bias, left, right, *, alpha, out):
+        return torch.add(bias, left.bfloat16().float() @ right.bfloat16().float(), alpha=alpha, out=out)
+
+    vectors, queries = DATA[data](2000, 128, 1), DATA[data](100, 128, 2)
+    bank = MemoryBank(vectors)
+    bank._rounding = 1e-2
+    monkeypatch.setattr(torch, "addmm", coarse)
+    torch.testing.assert_close(bank.nearest(queries).double(), brute_force(queries, vectors), rtol=1e-5, atol=0)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_tf32_is_noticed(monkeypatch):
+    monkeypatch.setattr(torch.backends.cuda.matmul, "allow_tf32", True)
+    vectors, queries = low_rank(3000, 256, 1).cuda(), low_rank(300, 256, 2).cuda()
+    bank = check(vectors, queries)
+    assert bank._rounding > 1e-5
+
+
+@pytest.mark.parametrize("data", DATA)
+def test_rounding_is_allowed_for(data):
+    """What the bank reckons with is more than what happens, between its vectors and others."""
+    vectors, queries = DATA[data](3000, 192, 1), DATA[data](784, 192, 2)
+    bank = MemoryBank(vectors)
+    b, q = bank._centred(vectors), bank._centred(queries)
+    sizes = b.square().sum(dim=1) + q.square().sum(dim=1)[:, None]
+    found = torch.addmm(b.square().sum(dim=1), q, b.T, alpha=-2) + q.square().sum(dim=1)[:, None]
+    exact = torch.cdist(q.double(), b.double(), compute_mode="donot_use_mm_for_euclid_dist").square()
+    assert ((found - exact).abs() <= bank._rounding * sizes).all()
+
+
+@pytest.mark.parametrize("data", ["normal", "low rank"])
 def test_an_outlier_spoils_nothing(data):
     vectors, queries = DATA[data](2000, 192, 1), DATA[data](100, 192, 2)
     vectors[7] *= 1e4
