@@ -3,11 +3,8 @@
 import torch
 from torch import Tensor
 
-from models.conformal import conformal_threshold, p_values
 from models.memory_bank import MemoryBank
 from models.scoring import AnomalyMap
-
-__all__ = ["conformal_threshold", "held_out_scores", "p_values"]
 
 FOLDS = 10
 _BUDGET = 2e13  # multiply-adds: about three minutes on two cores, seconds on a GPU
@@ -16,11 +13,14 @@ _FEWEST = 20  # images scored however large the bank
 
 @torch.inference_mode()
 def held_out_scores(features: Tensor, vectors: Tensor, owners: Tensor, anomaly_map: AnomalyMap) -> Tensor:
-    """Score training images, each against the bank without the vectors of its own fold's images.
+    """Score training images, each against a bank of the others: K-fold calibration at the cost of one search.
 
-    One coreset serves all folds: taking a fold's vectors out of the bank leaves what the other images contributed, so
-    the cost is one search for each image and no second selection. Folds are runs of neighbouring images, since those
-    that follow each other on a line resemble each other most.
+    A fold's bank is the whole bank without the vectors of the fold's own images. That leaves holes where one of them
+    stood for patches of other images too; a bank made without the fold would have another vector there, so patches of
+    other images are added until none is farther from the bank than the farthest is from the whole one. Scores then have
+    the same distribution as with a selection of its own for each fold, and without the holes filled are too high.
+
+    Folds are runs of neighbouring images, since those that follow each other on a line resemble each other most.
 
     Args:
         features: (N, h*w, D) patch features of the training images.
@@ -33,20 +33,49 @@ def held_out_scores(features: Tensor, vectors: Tensor, owners: Tensor, anomaly_m
         none for a fold that the whole bank comes from, since nothing is left to judge it by.
     """
     images, patches, dim = features.shape
+    if images == 1:
+        return torch.zeros(0)
     count = min(images, max(_FEWEST, int(_BUDGET / (patches * len(vectors) * dim))))
     chosen = torch.linspace(0, images - 1, count).round().long()
-    grid = (anomaly_map.rows.shape[1], anomaly_map.columns.shape[1])
+    bounds = torch.tensor([images * k // min(FOLDS, images) for k in range(min(FOLDS, images) + 1)])
+    fold_of = torch.searchsorted(bounds, chosen, right=True) - 1
     device = anomaly_map.rows.device
+
+    # Distance of each patch to the nearest vector of each fold: whatever is left out, the rest follows from these.
+    nearest = torch.full((len(bounds) - 1, count, patches), torch.inf, device=device)
+    for fold, (start, stop) in enumerate(torch.searchsorted(owners, bounds).unfold(0, 2, 1).tolist()):
+        if start < stop:
+            bank = MemoryBank(vectors[start:stop].to(device))
+            for row, image in enumerate(chosen.tolist()):
+                nearest[fold, row] = bank.nearest(features[image].to(device))
+
+    radius = nearest.amin(dim=0).max()
+    grid = (anomaly_map.rows.shape[1], anomaly_map.columns.shape[1])
     scores = []
-    for fold in range(min(FOLDS, images)):
-        first, last = (images * k // min(FOLDS, images) for k in (fold, fold + 1))
-        start, stop = torch.searchsorted(owners, torch.tensor([first, last])).tolist()
-        # Two slices rather than one bank put together: they are views, and a bank may be as large as memory allows.
-        others = [MemoryBank(part.to(device)) for part in (vectors[:start], vectors[stop:]) if len(part)]
-        if not others:
+    for fold in range(len(nearest)):
+        distances = nearest[torch.arange(len(nearest)) != fold].amin(dim=0)
+        if not distances.isfinite().all():
             continue
-        for image in chosen[(chosen >= first) & (chosen < last)].tolist():
-            queries = features[image].to(device)
-            distances = torch.stack([bank.nearest(queries) for bank in others]).amin(dim=0)
-            scores.append(anomaly_map.predict(distances.view(1, *grid)).scores)
+        inside = fold_of == fold
+        holes = (distances > radius) & ~inside.to(device)[:, None]
+        rows, places = holes.cpu().nonzero(as_tuple=True)
+        added = _cover(features[chosen[rows], places].to(device), distances[holes], radius)
+        for row, image in zip(inside.nonzero()[:, 0].tolist(), chosen[inside].tolist(), strict=True):
+            own = distances[row]
+            if len(added):
+                own = torch.minimum(own, MemoryBank(added).nearest(features[image].to(device)))
+            scores.append(anomaly_map.predict(own.view(1, *grid)).scores)
     return torch.cat(scores).cpu() if scores else torch.zeros(0)
+
+
+def _cover(patches: Tensor, distances: Tensor, radius: Tensor) -> Tensor:
+    """Of (n, D) patches, at ``distances`` (n,) from a bank, those (m, D) that leave none farther than ``radius``.
+
+    The farthest first, as in the selection of a coreset.
+    """
+    added = []
+    while len(patches):
+        added.append(patches[distances.argmax()])
+        distances = torch.minimum(distances, torch.linalg.vector_norm(patches - added[-1], dim=1))
+        patches, distances = patches[distances > radius], distances[distances > radius]
+    return torch.stack(added) if added else patches
