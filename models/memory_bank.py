@@ -24,7 +24,7 @@ from models.errors import InputError
 _BLOCK = 1024  # queries searched together
 _TILE = {"plain": 1 << 20, "pruned": 1 << 23, "gpu": 1 << 22}  # elements of the product held at once: at most 32 MB
 _ROWS = 4096  # bank vectors worked on at once when a bank is made
-_FETCH = 1 << 18  # elements of bank vectors fetched at once: 1 MB, in a core's cache
+_FETCH = 1 << 19  # elements of bank vectors fetched at once: 2 MB
 _GROUP = 16  # bank vectors that are looked at one by one only if the least of their bounds calls for it
 _PAIRS = 1 << 14  # groups looked at at once
 _TOLERANCE = 1e-4  # relative error of a distance that is accepted
