@@ -157,7 +157,7 @@ def test_four_levels_of_four_columns(trained, figures, script, file, levels, cor
     detectors = [load_patchcore(settings, "tile"), load_detector(settings, "tile", 0.1, build_net(settings))[0]]
     assert set(figures) == {file}
     grid = np.array(figures[file].axes[:16]).reshape(4, 4)
-    assert [axis.get_title() for axis in grid[0]] == ["original", "corrupted", "PatchCore", "WEDGE-Net (10 %)"]
+    assert [axis.get_title() for axis in grid[0]] == ["original", "corrupted", "PatchCore (100 %)", "WEDGE-Net (10 %)"]
     assert [axis.get_ylabel().split(" = ")[1] for axis in grid[:, 0]] == [str(level) for level in levels]
     for row, corrupted in zip(grid, images, strict=True):
         np.testing.assert_array_equal(shown(row[0]), image[0].permute(1, 2, 0).numpy())

@@ -67,7 +67,7 @@ def draw_result(
     _panel(axes[4], anomaly, cmap=HEAT, norm=scale)
     _panel(axes[5], streams.image)
     # The hotter, the less transparent: the part stays visible where nothing is wrong.
-    axes[5].imshow(anomaly, cmap=HEAT, norm=scale, alpha=0.85 * scale(anomaly) ** 2)
+    axes[5].imshow(anomaly, cmap=HEAT, norm=scale, alpha=0.85 * scale(anomaly) ** 3)
     if streams.mask is not None and streams.mask.any():
         axes[5].contour(streams.mask, [0.5], colors=OUTLINE, linewidths=1.2)
         axes[5].set_xlabel("outline: ground truth", fontsize=7)

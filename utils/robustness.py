@@ -83,9 +83,9 @@ def measure_robustness(settings: Settings, corruption: Corruption, csv: str, png
             rows = to_rows(category, ratio, corruption, {"wedge_net": curve, "patchcore": reference})
             table, figure = (settings.save_dir / name.format(category, ratio_name(ratio)) for name in (csv, png))
             write_csv(table, rows)
-            draw_robustness(
-                figure, f"{category}: WEDGE-Net with {ratio * 100:g} % of the patches", corruption.axis, rows
-            )
+            names = [f"WEDGE-Net ({ratio * 100:g} % of the patches)"]
+            names += [] if baseline is None else [_baseline_name(settings, category)]
+            draw_robustness(figure, f"{category}: {', '.join(names)}", corruption.axis, rows)
             print(f"\n[{category}] {corruption.axis}, {ratio_name(ratio)}\n{describe(rows)}")
             print(f"written: {table} and {figure}")
 
@@ -113,7 +113,10 @@ def show_robustness(settings: Settings, corruption: Corruption, png: str) -> int
                 f"{category}/{good[0].defect}/{good[0].path.name}",
                 [f"{corruption.symbol} = {level:g}" for level in corruption.shown],
                 images.permute(0, 2, 3, 1).numpy(),
-                {"PatchCore": reference, f"WEDGE-Net ({ratio * 100:g} %)": _maps(detector, images)},
+                {
+                    _baseline_name(settings, category): reference,
+                    f"WEDGE-Net ({ratio * 100:g} %)": _maps(detector, images),
+                },
             )
             print(f"[{category}] written: {path}")
 
@@ -206,6 +209,12 @@ def _cell(value: Any) -> Any:
     if not isinstance(value, np.floating):
         return value
     return None if np.isnan(value) else float(value)
+
+
+def _baseline_name(settings: Settings, category: str) -> str:
+    """PatchCore with the share of the patches that its bank keeps, if there is one."""
+    found = find_patchcore(settings, category)
+    return "PatchCore" if found is None else f"PatchCore ({found[1] * 100:g} %)"
 
 
 def _maps(detector: Detector, images: Tensor) -> Maps:
