@@ -10,7 +10,7 @@ from PIL import Image
 from utils.atomic import atomic_file
 
 COLOURS = np.array([[0, 0, 4], [87, 16, 110], [188, 55, 84], [249, 142, 9], [252, 255, 164]], np.float32)
-ENLARGED = 2  # times, so that the outline is thin beside what it surrounds
+ENLARGED = 2  # times, so that the outline, one pixel of the map wide, leaves the image visible
 
 
 def overlay(image: np.ndarray, anomaly_map: np.ndarray, threshold: float) -> Image.Image:
@@ -27,7 +27,8 @@ def overlay(image: np.ndarray, anomaly_map: np.ndarray, threshold: float) -> Ima
     colours = np.stack([np.interp(level, stops, COLOURS[:, channel]) for channel in range(3)], axis=2)
     strength = np.clip(2 * level, 0, 1)[..., None] ** 4 * 0.6
     blended = pixels * (1 - strength) + colours * strength
-    blended[_outline(values > threshold)] = (0, 255, 0)
+    outline = _outline(anomaly_map > threshold).repeat(ENLARGED, axis=0).repeat(ENLARGED, axis=1)
+    blended[outline] = (0, 255, 0)
     return Image.fromarray(blended.round().astype(np.uint8))
 
 
