@@ -49,8 +49,9 @@ paper: $(VENV)/installed $(SAMPLE)
 sample_data: | $(VENV)/installed
 	$(RUN) prepare_data.py sample $@
 
+# One thread a process and as many processes as cores: threads of several processes would wait for each other.
 test: $(VENV)/installed-dev
-	$(RUN) -m pytest -q
+	OMP_NUM_THREADS=1 $(RUN) -m pytest -q -n auto
 
 lint: $(VENV)/installed-dev
 	$(VENV)/bin/ruff check .
