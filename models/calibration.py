@@ -45,9 +45,12 @@ def held_out_scores(features: Tensor, vectors: Tensor, owners: Tensor, anomaly_m
     nearest = torch.full((len(bounds) - 1, count, patches), torch.inf, device=device)
     for fold, (start, stop) in enumerate(torch.searchsorted(owners, bounds).unfold(0, 2, 1).tolist()):
         if start < stop:
-            bank = MemoryBank(vectors[start:stop].to(device))
+            bank = vectors[start:stop].to(device)
+            norms = bank.square().sum(dim=1)
             for row, image in enumerate(chosen.tolist()):
-                nearest[fold, row] = bank.nearest(features[image].to(device))
+                queries = features[image].to(device)
+                squared = torch.addmm(norms, queries, bank.T, alpha=-2).amin(dim=1) + queries.square().sum(dim=1)
+                nearest[fold, row] = squared.clamp_min_(0).sqrt_()
 
     radius = nearest.amin(dim=0).max()
     grid = (anomaly_map.rows.shape[1], anomaly_map.columns.shape[1])
