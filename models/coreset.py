@@ -237,10 +237,14 @@ class _Centres:
         index, distance = self._tensor(rows), self._tensor(upper)
         for start, stop in self._unseen(seen):
             centres = self.chosen[start:stop]
-            bounds = self._lower_bounds(index, centres, distance)
-            likely = self._distances(index, centres[_argmin(bounds)], torch.float64)
-            distance = torch.minimum(distance, likely)  # rules out nearly all the others
-            row, column = (bounds < distance[:, None].float()).nonzero(as_tuple=True)
+            for bounds_of in (self._sketch_bounds, self._row_bounds):
+                bounds = bounds_of(index, centres)
+                likely = self._distances(index, centres[_argmin(bounds)], torch.float64)
+                distance = torch.minimum(distance, likely)  # rules out nearly all the others
+                below = bounds < distance[:, None].float()
+                if _few(below):
+                    break
+            row, column = below.nonzero(as_tuple=True)
             exact = self._distances(index[row], centres[column], torch.float64)
             distance.scatter_reduce_(0, row, exact, "amin")
         return distance.cpu().numpy()
@@ -248,9 +252,12 @@ class _Centres:
     def between(self, rows: np.ndarray, upper: np.ndarray) -> np.ndarray:
         """Exact distances (R, R) from row to column, or infinity where they are not below the column's ``upper``."""
         index, limit = self._tensor(rows), self._tensor(upper)
-        bounds = self._lower_bounds(index, index, limit)
-        column, row = (bounds < limit[:, None].float()).nonzero(as_tuple=True)
-        result = torch.full(bounds.shape, torch.inf, dtype=torch.float64, device=bounds.device)
+        for bounds_of in (self._sketch_bounds, self._row_bounds):
+            below = bounds_of(index, index) < limit[:, None].float()
+            if _few(below):
+                break
+        column, row = below.nonzero(as_tuple=True)
+        result = torch.full(below.shape, torch.inf, dtype=torch.float64, device=below.device)
         result[row, column] = self._distances(index[column], index[row], torch.float64)
         return result.cpu().numpy()
 
@@ -259,15 +266,16 @@ class _Centres:
         for start in range(seen, self.count, self.centres):
             yield start, min(start + self.centres, self.count)
 
-    def _lower_bounds(self, rows: Tensor, others: Tensor, limit: Tensor) -> Tensor:
-        """Lower bounds (R, O) of distances: the sketches', unless too many of them are below the rows' ``limit``."""
+    def _sketch_bounds(self, rows: Tensor, others: Tensor) -> Tensor:
+        """Lower bounds (R, O) of distances, by the sketches: cheap."""
         sketches = self.sketches[rows]
-        bounds = (_query(sketches) @ self.sketches[others].T).add_(sketches[:, :1])
-        if 32 * torch.count_nonzero(bounds < limit[:, None].float()) > bounds.numel():
-            a, b = ((self.features[index] - self.mean).float() for index in (rows, others))
-            bounds = torch.addmm(_short(b.square().sum(1), b.shape[1]), a, b.T, alpha=-2)
-            bounds += _short(a.square().sum(1, keepdim=True), a.shape[1])
-        return bounds
+        return (_query(sketches) @ self.sketches[others].T).add_(sketches[:, :1])
+
+    def _row_bounds(self, rows: Tensor, others: Tensor) -> Tensor:
+        """Lower bounds (R, O) of distances, by the rows themselves: only rounding away from the distances."""
+        a, b = ((self.features[index] - self.mean).float() for index in (rows, others))
+        bounds = torch.addmm(_short(b.square().sum(1), b.shape[1]), a, b.T, alpha=-2)
+        return bounds.add_(_short(a.square().sum(1, keepdim=True), a.shape[1]))
 
     def _distances(self, rows: Tensor, others: Tensor, dtype: torch.dtype) -> Tensor:
         """Distances (P,) of pairs by float64 arithmetic, or by float32 arithmetic, rounded up."""
@@ -297,6 +305,11 @@ class _Centres:
 
     def _tensor(self, values: np.ndarray) -> Tensor:
         return torch.from_numpy(values).to(self.features.device)
+
+
+def _few(chosen: Tensor) -> bool:
+    """Whether so few are true that it is cheaper to fetch the rows of each pair than to multiply all of them."""
+    return 32 * int(torch.count_nonzero(chosen)) <= chosen.numel()
 
 
 def _query(sketches: Tensor) -> Tensor:
