@@ -82,9 +82,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         verdicts = watch(judge, options.watch.resolve(), judged) if options.watch else map(judge, paths)
         try:
             for verdict, error in verdicts:
-                results.add(verdict, error)
                 counts[verdict.verdict] += 1
                 times += [verdict.milliseconds] if verdict.milliseconds is not None else []
+                results.add(verdict, error)
         except KeyboardInterrupt:
             if not options.watch:
                 raise
@@ -190,6 +190,14 @@ class Results:
 
     def add(self, verdict: Verdict, error: str | None) -> None:
         """Write one verdict."""
+        row: dict[str, Any] = asdict(verdict)
+        if self.rows is not None:
+            self.rows.writerow(row)
+            self.table.flush()
+        if self.lines is not None:
+            self.lines.write(json.dumps(row | {"error": error}) + "\n")
+            self.lines.flush()
+        # The line comes last: who sees it, and then ends the program, finds the row in the files.
         if error is None:
             print(
                 f"{verdict.file}  {verdict.score:.4f}  p {verdict.p_value:.4f}  {verdict.verdict}  "
@@ -198,13 +206,6 @@ class Results:
             )
         else:
             print(f"error: {error}", file=sys.stderr)
-        row: dict[str, Any] = asdict(verdict)
-        if self.rows is not None:
-            self.rows.writerow(row)
-            self.table.flush()
-        if self.lines is not None:
-            self.lines.write(json.dumps(row | {"error": error}) + "\n")
-            self.lines.flush()
 
 
 def _open(path: Path, mode: str) -> TextIO:

@@ -98,7 +98,7 @@ def greedy_coreset(features: Tensor | np.ndarray, size: int, seed: int = 0, *, p
     with (
         _float32_products(),
         _threads(features.device) as (threads, parallel),
-        tqdm(total=size, desc="coreset", unit="centre", disable=not progress) as bar,
+        tqdm(total=size, desc="coreset", unit="centre", leave=False, disable=None if progress else True) as bar,
     ):
         centres = _Centres(features, size, parallel)
         centres.add(np.array([first_centre(n, seed)]))

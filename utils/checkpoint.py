@@ -53,7 +53,7 @@ def save_checkpoint(path: Path, checkpoint: Checkpoint) -> None:
         with atomic_file(path) as temporary, open(temporary, "wb") as file:
             torch.save(contents, file)
     except (OSError, RuntimeError) as error:
-        reason = getattr(error, "strerror", None) or str(error).splitlines()[0]
+        reason = getattr(error, "strerror", None) or "it could not be written whole"
         raise InputError(f"cannot save {path} ({reason}): is the disk full? Nothing that was there is lost") from error
 
 
