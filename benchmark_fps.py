@@ -66,7 +66,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     net = build_net(settings)
     where = {
         "device": str(settings.device),
-        "machine": describe_machine(),
+        "machine": describe_machine(settings.device),
         "versions": describe_versions("torch", "onnxruntime"),
     }
     print("\n".join(f"{name}: {text}" for name, text in where.items()))
@@ -92,7 +92,7 @@ def benchmark(settings: Settings, category: str, net: WedgeNet, calls: int) -> l
         functions[model.name] = bound  # once for all banks of one network
         functions[model, "search"], functions[model, "end_to_end"] = search, end_to_end
     with torch.inference_mode():
-        seconds = alternate(functions, calls, WARMUPS)
+        seconds = alternate(functions, calls, WARMUPS, settings.device)
 
     scored = score_samples(list(detectors.values()), samples, settings, f"{category}: AUROC")
     rows = []

@@ -98,7 +98,7 @@ def beside_the_paper(settings: Settings, categories: Sequence[str]) -> list[str]
         "method": "Method", "ratio": "Memory", "image_auroc": "Image AUROC", "fps": "FPS", "speed_up": "Speed-up",
         "bank_mb": "Bank, MB", "paper_auroc": "Image AUROC", "paper_fps": "FPS", "paper_speed_up": "Speed-up",
     }  # fmt: skip
-    machine = speed[0]["machine"] if speed else describe_machine()
+    machine = speed[0]["machine"] if speed else describe_machine(settings.device)
     covered = speed[0]["categories"] if speed else len(categories)
     note = (
         f"Left: {text(settings.data_path)}, {'mean of ' if covered > 1 else ''}{covered} "
@@ -264,7 +264,7 @@ def making(settings: Settings, flags: str) -> list[str]:
     ]
     about = (
         f"Collected on {datetime.now():%Y-%m-%d at %H:%M} by <code>python make_report.py {text(flags)}</code> on "
-        f"{text(describe_machine())}, with {text(describe_versions(*PACKAGES))}."
+        f"{text(describe_machine(settings.device))}, with {text(describe_versions(*PACKAGES))}."
     )
     parts = [paragraph(about), "<h3>Settings</h3>"]
     parts.append(table(values, {"name": "Setting", "value": "Value", "meaning": "Meaning"}))
