@@ -22,11 +22,17 @@ PICTURES = $(SETTINGS) --sampling-ratio 0.1
 .DELETE_ON_ERROR:
 
 demo: $(VENV)/installed $(SAMPLE)
-	$(RUN) train.py $(SETTINGS)
-	$(RUN) evaluation.py $(SETTINGS)
+	$(RUN) train.py $(SETTINGS) --sampling-ratio 0.1,0.01
+	$(RUN) evaluation.py $(SETTINGS) --sampling-ratio 0.1,0.01
 	$(RUN) test.py $(PICTURES) --limit 3
 	$(RUN) benchmark_fps.py $(SETTINGS) --calls 10
-	$(RUN) make_report.py $(SETTINGS)
+	$(RUN) make_report.py $(SETTINGS) --sampling-ratio 0.1,0.01
+ifdef SAMPLE
+	$(RUN) export_onnx.py $(PICTURES) --category tile
+	$(RUN) predict.py $(RESULTS)/WEDGE-Net/10pct/model_data_tile_10pct.onnx $(SAMPLE)/tile/test/good/000.png
+	$(RUN) predict.py $(RESULTS)/WEDGE-Net/10pct/model_data_tile_10pct.onnx $(SAMPLE)/tile/test/glue_strip/007.png
+	@echo "on your own parts: python predict.py MODEL.onnx IMAGES... (see README, 'Use it on your line')"
+endif
 
 # A script that fails for some categories does not cost the others: what failed is listed at the end.
 paper: $(VENV)/installed $(SAMPLE)

@@ -49,7 +49,7 @@ except ImportError:
 
 RATIO = 0.1
 CASES = {"efficientnet_lite0, semantic off": False, "efficientnet_lite0": True, "resnet50": True}
-STEPS = {"plain loop": 100, "anomalib": 20}
+STEPS = {"plain loop": 50, "anomalib": 10}
 CHECKED_ROWS, CHECKED_SIZE = 20_000, 400  # of the comparison with float64
 LARGEST_GAP = 1e-5  # relative, in covering radius
 LEAST_SHARED = 0.995  # of the chosen patches, between ours and the plain loop in float32

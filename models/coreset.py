@@ -20,6 +20,9 @@ Among the measured points centres are chosen, until the farthest of them is no f
 
 Only float64 distances are compared with each other, every shortcut is a bound that allows for rounding, and of equally
 far points the first is chosen. The result is that of the plain loop in float64, whatever the shortcuts were worth.
+
+Measured on two cores: 10,035 of 100,352 patches in seconds, where the plain loop takes minutes; 10,000 of a million rows
+of 1,536 dimensions, read from a memory map, in three minutes and 350 MB. See ``benchmarks/coreset.py``.
 """
 
 import contextlib
@@ -74,12 +77,12 @@ def greedy_coreset(features: Tensor | np.ndarray, size: int, seed: int = 0, *, p
     chosen before; where several are equally far, the first of them.
 
     Args:
-        features: (N, D) floats on any device, or a NumPy array or memory map. They are read in place; beside them it
-            takes 272 bytes a row, 256 bytes a chosen row and, on a CPU, up to 100 MB. Arithmetic is float32 and float64
-            whatever the storage.
+        features: (N, D) floats on a CPU or CUDA device, or a NumPy array or memory map. They are read in place; beside
+            them it takes 272 bytes a row, 256 a chosen row and some 50 MB for each thread. Arithmetic is float32 and
+            float64 whatever the storage.
         size: how many rows to choose, 1 to N.
         seed: settles the first row.
-        progress: show a bar. The time left appears once 5 % are chosen, when the pace has become steady.
+        progress: show a bar, on a terminal. The time left appears once 5 % are chosen, when the pace has become steady.
 
     Returns:
         (size,) int64 indices on the CPU in the order of choice. If there are fewer distinct rows than ``size``, one of
