@@ -20,9 +20,6 @@ Among the measured points centres are chosen, until the farthest of them is no f
 
 Only float64 distances are compared with each other, every shortcut is a bound that allows for rounding, and of equally
 far points the first is chosen. The result is that of the plain loop in float64, whatever the shortcuts were worth.
-
-Measured on two cores: 10,035 of 100,352 patches in seconds, where the plain loop takes minutes; 10,000 of a million rows
-of 1,536 dimensions, read from a memory map, in three minutes and 350 MB. See ``benchmarks/coreset.py``.
 """
 
 import contextlib
