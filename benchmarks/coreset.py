@@ -8,7 +8,8 @@ other two costs the same, so a few of their steps are timed and multiplied; ``--
 Their steps and whole runs of ours alternate. Writes ``benchmarks/results/coreset.csv`` and ``.png``; exit code 1 if
 
 - the choice among the first 20,000 patches differs from that of the plain loop in float64;
-- at any size of the whole choice, a patch is farther from the chosen ones than the next one chosen, by 1e-5 or more;
+- at any size of the whole choice, a patch (of every fourth) is farther from the chosen ones than the next one chosen,
+  by 1e-5 or more;
 - with ``--whole``, less than 99.5 % of the patches are those that the plain loop in float32 chooses.
 """
 
@@ -87,7 +88,10 @@ def anomalib_loop(features: Tensor) -> Iterator[None]:
 
 
 def largest_gap(features: Tensor, chosen: Tensor) -> float:
-    """How much farther any patch is from the first k chosen ones than the next chosen one; relative, the worst k."""
+    """How much farther a patch is from the first k chosen ones than the next chosen one; relative, for the worst k.
+
+    Every fourth patch is looked at.
+    """
     mean = features[::100].double().mean(dim=0)  # without it, and in float32, rounding would exceed the tolerance
     centres = features[chosen.to(features.device)] - mean
     lengths = centres.square().sum(dim=1)
@@ -96,7 +100,7 @@ def largest_gap(features: Tensor, chosen: Tensor) -> float:
         squared = torch.addmm(lengths, rows, centres.T, alpha=-2) + rows.square().sum(dim=1, keepdim=True)
         return np.minimum.accumulate(squared.cpu().numpy(), axis=1)
 
-    farthest = np.max([nearest(rows - mean).max(axis=0) for rows in features.split(512)], axis=0)
+    farthest = np.max([nearest(rows - mean).max(axis=0) for rows in features[::4].split(512)], axis=0)
     next_chosen = np.concatenate([np.diagonal(nearest(r), 512 * i - 1) for i, r in enumerate(centres.split(512))])
     return float(np.sqrt(farthest[:-1] / next_chosen).max() - 1)
 
