@@ -17,16 +17,17 @@ SETTINGS = --data-path '$(or $(DATA_PATH),$(SAMPLE))' --category all --sampling-
 	--save-dir '$(RESULTS)/WEDGE-Net' --semanticon-dir '$(RESULTS)/WEDGE-Net' \
 	--semanticoff-dir '$(RESULTS)/WEDGE-Net_Sem_OFF' --patchcore-dir '$(RESULTS)/patch_core_pt' $(FLAGS)
 PICTURES = $(SETTINGS) --sampling-ratio 0.1
+DEMO = $(SETTINGS) --sampling-ratio 0.1,0.01
 
 .PHONY: demo paper test lint clean
 .DELETE_ON_ERROR:
 
 demo: $(VENV)/installed $(SAMPLE)
-	$(RUN) train.py $(SETTINGS) --sampling-ratio 0.1,0.01
-	$(RUN) evaluation.py $(SETTINGS) --sampling-ratio 0.1,0.01
+	$(RUN) train.py $(DEMO)
+	$(RUN) evaluation.py $(DEMO)
 	$(RUN) test.py $(PICTURES) --limit 3
-	$(RUN) benchmark_fps.py $(SETTINGS) --calls 10
-	$(RUN) make_report.py $(SETTINGS) --sampling-ratio 0.1,0.01
+	$(RUN) benchmark_fps.py $(DEMO) --calls 10
+	$(RUN) make_report.py $(DEMO)
 ifdef SAMPLE
 	$(RUN) export_onnx.py $(PICTURES) --category tile
 	$(RUN) predict.py $(RESULTS)/WEDGE-Net/10pct/model_data_tile_10pct.onnx $(SAMPLE)/tile/test/good/000.png
