@@ -26,7 +26,13 @@ WAVELET_TYPE = "haar"  # any discrete wavelet of PyWavelets: "haar", "bior2.2", 
 FREQUENCY_STREAM = "gate"  # "gate" (the paper's), "off"
 USE_SEMANTIC = True  # add the semantic attention stream to the embedding
 
+# Metric: how far apart two patches are
+METRIC = "whitened"  # "whitened": by the good parts' own spread; "euclidean": as the features are (the paper's)
+WHITENING_SHRINKAGE = 0.3  # of "whitened": towards 0 all directions count alike, large values come near to "euclidean"
+EMBEDDING_DIM = None  # dimensions kept, those in which good parts vary most; None = all
+
 # Memory bank
+BANK_DTYPE = "float16"  # what a bank is stored in: "float32" or "float16"; the arithmetic is float32
 SAVE_DIR = "WEDGE-Net"  # banks, tables and figures go here
 SAMPLING_RATIO = (
     0.1  # share of the training patches that is kept: 0 < ratio <= 1, a comma list, or "all" (1, 0.1, 0.01)

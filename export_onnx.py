@@ -1,13 +1,14 @@
 """Export trained detectors: one self-contained .onnx file each, which gives the same answers without torch.
 
     python export_onnx.py
-    python export_onnx.py --int8 --bank-dtype float16
+    python export_onnx.py --int8
 
 Writes SAVE_DIR/10pct/model_data_tile_10pct.onnx beside the checkpoint (ONNX opset 18): input ``image`` (N, S, S, 3)
 uint8 RGB, outputs ``score`` (N,) and ``anomaly_map`` (N, S, S); threshold, calibration scores and settings are in the
-model's metadata. Before a file is kept it is compared with PyTorch on the test images. --bank-dtype float16 halves the
-memory bank, --int8 quarters the backbone; their names end in _float16 and _int8. SAVE_DIR/predict.pyz is predict.py
-in one file, for a device that has no more than requirements-edge.txt. Settings are in config.py.
+model's metadata. Before a file is kept it is compared with PyTorch on the test images. --int8 quarters the backbone,
+and a BANK_DTYPE other than the checkpoint's converts the memory bank; the files' names then end in _int8 and _float16.
+SAVE_DIR/predict.pyz is predict.py in one file, for a device that has no more than requirements-edge.txt. Settings are
+in config.py.
 """
 
 import dataclasses
@@ -46,7 +47,6 @@ TOLERANCE = 1e-4  # relative, of a float32 model's scores
 def main(argv: Sequence[str] | None = None) -> int:
     """Export every category and ratio that the settings ask for; returns the exit code."""
     parser = SettingsParser(config, __doc__)
-    parser.add_argument("--bank-dtype", choices=("float32", "float16"), default="float32", help="how banks are stored")
     parser.add_argument("--int8", action="store_true", help="backbone in 8 bits, ranges from the training images")
     settings, options = parser.read(argv)
     settings = dataclasses.replace(settings, device=torch.device("cpu"))
@@ -54,7 +54,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     def export(category: str) -> None:
         for ratio in settings.sampling_ratio:
-            export_detector(settings, category, ratio, net, backbone, options.bank_dtype, options.int8)
+            export_detector(settings, category, ratio, net, backbone, options.int8)
 
     code = for_each(find_categories(settings), export)
     program = settings.save_dir / "predict.pyz"
@@ -64,15 +64,16 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def export_detector(
-    settings: Settings, category: str, ratio: float, net: WedgeNet, backbone: Backbone, bank_dtype: str, int8: bool
+    settings: Settings, category: str, ratio: float, net: WedgeNet, backbone: Backbone, int8: bool
 ) -> Path:
     """Write one model, after a comparison with PyTorch; returns its path."""
     detector, checkpoint = load_detector(settings, category, ratio, net)
+    bank_dtype = getattr(torch, settings.bank_dtype)
     graph = detector_graph(
         detector,
         backbone,
         settings.image_size,
-        bank_dtype=getattr(torch, bank_dtype),
+        bank_dtype=bank_dtype,
         int8_images=calibration_images(settings, category) if int8 else None,
     )
     info = model_info(
@@ -85,15 +86,15 @@ def export_detector(
         | {"python": platform.python_version()},
     )
     onnx.helper.set_model_props(graph, {KEY: info.to_json()})
-    smaller = f"_{bank_dtype}" * (bank_dtype != "float32") + "_int8" * int8
+    changed = f"_{settings.bank_dtype}" * (bank_dtype != checkpoint.memory_bank.dtype) + "_int8" * int8
     path = bank_path(settings.save_dir, category, ratio)
-    path = path.with_name(f"{path.stem}{smaller}.onnx")
+    path = path.with_name(f"{path.stem}{changed}.onnx")
     with atomic_file(path) as temporary:
         temporary.write_bytes(graph.SerializeToString())
         samples = comparison_samples(settings, category)
         compared = compare(detector, OnnxModel(temporary), samples, settings, category)
         print(f"[{category}] {path}: {temporary.stat().st_size / 1e6:.2f} MB, opset {OPSET}\n    {compared}")
-        if not smaller and compared.score_difference > TOLERANCE:
+        if not changed and compared.score_difference > TOLERANCE:
             raise RuntimeError(
                 f"{path} is not kept: its scores differ from PyTorch's, which is a fault of this program"
             )

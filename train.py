@@ -9,7 +9,10 @@ Writes SAVE_DIR/10pct/model_data_tile_10pct.pt for each category and ratio. Sett
 import sys
 from collections.abc import Sequence
 
+import torch
+
 import config
+from models.whitening import fit_whitening
 from utils.checkpoint import bank_path, build_net
 from utils.console import check_writable, command, for_each
 from utils.dataset import find_categories
@@ -26,13 +29,17 @@ def main(argv: Sequence[str] | None = None) -> int:
     categories = find_categories(settings)
     check_writable(settings.save_dir, "SAVE_DIR")
     net = build_net(settings)
-    print(f"{settings.backbone} on {settings.device} by {net.backbone.name}, {net.dim} dimensions a patch")
+    dim = settings.embedding_dim or net.dim
+    print(
+        f"{settings.backbone} on {settings.device} by {net.backbone.name}, {dim} dimensions a patch, {settings.metric}"
+    )
     method = Method(
         net,
         settings.embedding(),
         lambda category, ratio: bank_path(settings.save_dir, category, ratio),
         "SAVE_DIR",
-        net.frequency_parameters(),
+        lambda patches: fit_whitening(patches, settings.metric, settings.whitening_shrinkage, settings.embedding_dim),
+        getattr(torch, settings.bank_dtype),
     )
     return for_each(categories, lambda category: train_category(settings, category, method, options.overwrite))
 

@@ -8,6 +8,7 @@ and ``.png``. Latency is that of one image, decoded and resized; cold start last
 score.
 """
 
+import dataclasses
 import importlib.metadata
 import json
 import os
@@ -105,7 +106,8 @@ def measure(settings: Settings, ratio: float, limit: int | None) -> list[Row]:
     net, backbone = build_net(settings), build_backbone(settings.backbone, settings.backbone_weights)
     ways = {"PyTorch": (checkpoint, "torch"), "PyTorch, backbone in onnxruntime": (checkpoint, "onnxruntime")}
     for name, (bank_dtype, int8) in EXPORTS.items():
-        path = export_onnx.export_detector(settings, category, ratio, net, backbone, bank_dtype, int8)
+        chosen = dataclasses.replace(settings, bank_dtype=bank_dtype)
+        path = export_onnx.export_detector(chosen, category, ratio, net, backbone, int8)
         ways[name] = (path, "")
     sizes = {runtime: installed_mb(packages) for runtime, packages in RUNTIMES.items()}
 

@@ -45,7 +45,7 @@ def held_out_scores(features: Tensor, vectors: Tensor, owners: Tensor, anomaly_m
     nearest = torch.full((len(bounds) - 1, count, patches), torch.inf, device=device)
     for fold, (start, stop) in enumerate(torch.searchsorted(owners, bounds).unfold(0, 2, 1).tolist()):
         if start < stop:
-            bank = vectors[start:stop].to(device)
+            bank = vectors[start:stop].to(device).float()
             norms = bank.square().sum(dim=1)
             for row, image in enumerate(chosen.tolist()):
                 queries = features[image].to(device)

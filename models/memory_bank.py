@@ -9,6 +9,8 @@ lengths, so that
 
 which is a product of p + 1 instead of D numbers. Only the few vectors whose bound is below the best distance known so
 far are compared in full, by the differences of their coordinates. Nothing is approximate: rounding is allowed for.
+Whether this pays depends on the data; it is foretold when the bank is made, and given up for good where it turns out not
+to.
 """
 
 import math
@@ -27,6 +29,8 @@ _ROWS = 4096  # bank vectors worked on at once when a bank is made
 _FETCH = 1 << 19  # elements of bank vectors fetched at once: 2 MB
 _GROUP = 16  # bank vectors that are looked at one by one only if the least of their bounds calls for it
 _PAIRS = 1 << 14  # groups looked at at once
+_TABLE = 1 << 22  # elements of a small bank that are kept as the product takes them: 16 MB
+_LOSSES = 3  # blocks of queries that pruning may cost time before it is given up
 _TOLERANCE = 1e-4  # relative error of a distance that is accepted
 
 
@@ -56,12 +60,11 @@ class MemoryBank:
         if not self._norms.isfinite().all():
             raise InputError("the memory bank holds NaN, infinite or huge values: build it again from finite features")
         self._rounding = self._measure_rounding()
-        self._basis, self._keys = None, None
+        self._basis, self._keys, self._table, self._losses = None, None, None, 0
         if self.vectors.device.type == "cpu":  # a GPU is done with the plain product sooner
             self._prepare_pruning()
-            self._tile = _TILE["plain" if self._keys is None else "pruned"]
-        else:
-            self._tile = _TILE["gpu"]
+        if self._keys is None:
+            self._prepare_product()
 
     def __len__(self) -> int:
         return len(self.vectors)
@@ -74,7 +77,7 @@ class MemoryBank:
     @property
     def nbytes(self) -> int:
         """Bytes in memory: the vectors and what speeds up their search."""
-        held = (self.vectors, self._norms, self._centre, self._basis, self._keys)
+        held = (self.vectors, self._norms, self._centre, self._basis, self._keys, self._table)
         return sum(tensor.nbytes for tensor in held if tensor is not None)
 
     def to(self, device: torch.device | str) -> "MemoryBank":
@@ -101,10 +104,10 @@ class MemoryBank:
         if queries.ndim != 2 or queries.shape[1] != self.dim:
             raise InputError(f"queries must be (Q, {self.dim}) as the memory bank is, got {tuple(queries.shape)}")
         distances = torch.empty(len(queries), device=queries.device)
-        search = self._plain if self._keys is None else self._pruned
         full_tile, start = self._tile, 0
         while start < len(queries):
             block = slice(start, start + _BLOCK)
+            search = self._plain if self._keys is None else self._pruned
             try:
                 distances[block] = search(queries[block].float().contiguous())
             except torch.OutOfMemoryError:
@@ -121,9 +124,9 @@ class MemoryBank:
         """(Q, D) float32 -> (Q,) distances: from products, and from differences where a product is too coarse."""
         centred = self._centred(queries)
         norms = self._query_norms(centred)
-        least = torch.full_like(norms, torch.inf)
+        least = None
         for _, tile in self._products(centred):
-            least = torch.minimum(least, tile.amin(dim=1))
+            least = tile.amin(dim=1) if least is None else torch.minimum(least, tile.amin(dim=1))
         squared = least + norms
         distances = squared.clamp(min=0).sqrt_()
         # Where a query is close to the bank, the subtraction leaves little but rounding: 2 _TOLERANCE squared < slack.
@@ -146,8 +149,9 @@ class MemoryBank:
         out = _tile(centred, len(centred), min(rows, len(self)))
         for start in range(0, len(self), rows):
             part = slice(start, start + rows)
-            bank = self._centred(self.vectors[part])
-            yield start, torch.addmm(self._norms[part], centred, bank.T, alpha=-2, out=out[:, : len(bank)])
+            bank = self._centred(self.vectors[part]) if self._table is None else self._table[part]
+            norms = self._norms[start : start + len(bank)]
+            yield start, torch.addmm(norms, centred, bank.T, alpha=-2, out=out[:, : len(bank)])
 
     def _pruned(self, queries: Tensor) -> Tensor:
         """(Q, D) float32 -> (Q,) distances: from differences, to every vector whose bound could be the least."""
@@ -173,6 +177,9 @@ class MemoryBank:
             squared = best.square()
             limit = squared - norms + self._slack(norms, squared)
             found = (least <= limit).nonzero()
+            if len(found) * _comparison_cost(self.dim) > bounds.numel() * (self.dim - keys.shape[1]):
+                self._count_loss()
+                return self._plain(queries)
             for group, query in (pairs.unbind(dim=1) for pairs in found.split(_PAIRS)):
                 pair, member = (groups[group, :, query] <= limit[query, None]).nonzero(as_tuple=True)
                 group, query = group[pair], query[pair]
@@ -257,9 +264,9 @@ class MemoryBank:
             keys = self._with_rest(heads[:, :p], self._norms)
             bounds = torch.addmm(self._norms[:, None], keys, keys[probes].T, alpha=-2)
             others = ((bounds <= least) & ~beside).sum().item() / len(probes) - 1
-            # In multiply-adds of the product, as measured: to fetch and compare one vector takes 32 for each element
-            # and 10,000; the rest takes as long as two more vectors and four more coordinates.
-            cost = (count + dim) * (p + 4) + (others + 2) * (32 * dim + 10_000)
+            # In multiply-adds of the product, as measured: beside the comparisons, the rest takes as long as two more
+            # of them and four more coordinates.
+            cost = (count + dim) * (p + 4) + (others + 2) * _comparison_cost(dim)
             if cost < least_cost:
                 chosen, least_cost = p, cost
         if chosen:
@@ -267,6 +274,26 @@ class MemoryBank:
             self._basis = basis[:, :chosen].contiguous()
             self._keys = pad(self._with_rest(heads[:, :chosen], self._norms), (0, 0, 0, missing))
             self._norms = pad(self._norms, (0, missing), value=torch.inf)
+            self._tile = _TILE["pruned"]
+
+    def _prepare_product(self) -> None:
+        """Search by plain products."""
+        self._tile = _TILE["plain" if self.vectors.device.type == "cpu" else "gpu"]
+        if self.vectors.numel() <= _TABLE:
+            self._table = self._centred(self.vectors)
+
+    def _count_loss(self) -> None:
+        """Note that pruning cost time for a block of queries; where it keeps doing so, search plainly from now on."""
+        self._losses += 1
+        if self._losses >= _LOSSES:
+            self._basis = self._keys = None
+            self._norms = self._norms[: len(self)]
+            self._prepare_product()
+
+
+def _comparison_cost(dim: int) -> int:
+    """Of one vector fetched and compared in full, in multiply-adds of a matrix product, as measured."""
+    return 32 * dim + 10_000
 
 
 def _squared_norms(vectors: Tensor) -> Tensor:

@@ -34,17 +34,15 @@ class BankSearch(nn.Module):
     |q - b|^2 = |q|^2 + |b|^2 - 2 q.b is taken around the bank's mean, which keeps rounding small beside distances.
 
     Args:
-        vectors: (M, D) float32.
-        dtype: what the bank is stored in, float32 or float16; the arithmetic is float32.
+        vectors: (M, D) float32 or float16, kept as they are; the arithmetic is float32.
     """
 
-    def __init__(self, vectors: Tensor, dtype: torch.dtype = torch.float32) -> None:
+    def __init__(self, vectors: Tensor) -> None:
         super().__init__()
-        self.register_buffer("centre", vectors.mean(dim=0))
+        self.register_buffer("centre", vectors.mean(dim=0, dtype=torch.float32))
         for number, tile in enumerate(vectors.split(TILE)):
-            kept = (tile - self.centre).T.contiguous().to(dtype)
-            self.register_buffer(f"tile{number}", kept)
-            self.register_buffer(f"norms{number}", kept.float().square().sum(dim=0))
+            self.register_buffer(f"tile{number}", tile.T.contiguous())
+            self.register_buffer(f"norms{number}", (tile.float() - self.centre).square().sum(dim=1))
         self.tiles = number + 1
 
     def forward(self, features: Tensor) -> Tensor:
@@ -54,7 +52,7 @@ class BankSearch(nn.Module):
         best = None
         for number in range(self.tiles):
             tile, norms = self.get_buffer(f"tile{number}"), self.get_buffer(f"norms{number}")
-            least = torch.addmm(norms, doubled, tile.float()).amin(dim=1)
+            least = torch.addmm(norms, doubled, tile.float() - self.centre[:, None]).amin(dim=1)
             best = least if best is None else torch.minimum(best, least)
         squared = best + queries.square().sum(dim=1)
         return squared.clamp_min(0).sqrt().unflatten(0, features.shape[:2])
@@ -66,7 +64,7 @@ class _Head(nn.Module):
     def __init__(self, detector: Detector, bank_dtype: torch.dtype) -> None:
         super().__init__()
         self.net, self.grid, self.anomaly_map = detector.net, detector.grid, detector.anomaly_map
-        self.search = BankSearch(detector.bank.vectors.float(), bank_dtype)
+        self.search = BankSearch(detector.bank.vectors.to(bank_dtype))
 
     def forward(self, images: Tensor, layer2: Tensor, layer3: Tensor) -> tuple[Tensor, Tensor]:
         features = self.net.combine(images, layer2, layer3)
@@ -98,8 +96,8 @@ def detector_graph(
     size = detector.bank.vectors.numel() * torch.finfo(bank_dtype).bits // 8
     if size > LARGEST:
         raise InputError(
-            f"a bank of {size / 1e9:.1f} GB does not fit in one ONNX file (2 GB): use --bank-dtype float16 or a "
-            "smaller SAMPLING_RATIO"
+            f"a bank of {size / 1e9:.1f} GB does not fit in one ONNX file (2 GB): use BANK_DTYPE = 'float16' or "
+            "a smaller SAMPLING_RATIO"
         )
     network = onnx.load_from_string(onnx_graph(fold_batch_norms(copy.deepcopy(backbone))))
     network = network.graph if int8_images is None else _quantised(network, int8_images)

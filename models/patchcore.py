@@ -31,6 +31,10 @@ class PatchCore:
         self.dim = sum(backbone.channels)
         self.backbone = make_engine(backbone, self.device, engine)
 
+    def state(self) -> dict[str, Tensor]:
+        """Nothing: all that it is made of is the backbone's."""
+        return {}
+
     @torch.inference_mode()
     def embed(self, images: Tensor) -> Tensor:
         """(B, 3, H, W) images in [0, 1] -> (B, h*w, D) patch features, row by row; h, w = ceil(H / 8), ceil(W / 8).

@@ -12,10 +12,14 @@ from models.errors import InputError
 from models.frequency import FrequencyGate
 from models.scoring import WEDGE_NET
 from models.semantic import attention_mask
+from models.whitening import Whitening
 
 
 class WedgeNet(nn.Module):
-    """Frozen backbone, frequency stream and semantic attention: images -> patch features. Nothing in it is trained.
+    """Frozen backbone, frequency stream and semantic attention: images -> patch features, no gradient training.
+
+    What a category's training images decide, the metric's linear map, comes with ``with_whitening`` or, from a
+    checkpoint, with ``with_state``; without it features are compared as they are.
 
     Args:
         backbone: frozen network that gives feature maps at stride 8 and stride 16 (``models.backbone.build_backbone``).
@@ -50,27 +54,51 @@ class WedgeNet(nn.Module):
         self.fingerprint = backbone.fingerprint
         self.use_semantic = use_semantic
         self.frequency = FrequencyGate(wavelet, backbone.channels, seed) if frequency_stream == "gate" else None
-        self.dim = sum(backbone.channels) + use_semantic * backbone.channels[0]
+        self.whitening: Whitening | None = None
+        self.raw_dim = sum(backbone.channels) + use_semantic * backbone.channels[0]
         self.backbone = make_engine(backbone, self.device, engine)
+        self._latest: list[WedgeNet] = []  # what with_state gave last; in a list, since it is no part of this module
         self.requires_grad_(False).eval().to(self.device)
 
-    def frequency_parameters(self) -> dict[str, Tensor]:
-        """The frequency stream's own parameters, on the CPU; empty if it has none."""
-        return {} if self.frequency is None else {k: v.cpu() for k, v in self.frequency.state_dict().items()}
+    @property
+    def dim(self) -> int:
+        """Dimension D of a patch's features."""
+        return self.raw_dim if self.whitening is None else self.whitening.dim
 
-    def with_frequency(self, parameters: dict[str, Tensor]) -> "WedgeNet":
-        """This network with the frequency parameters that a bank was made with; the backbone is shared, not copied.
-
-        Raises :class:`InputError` if they are not those of this network's frequency stream.
-        """
-        own = self.frequency_parameters()
-        if {k: v.shape for k, v in own.items()} != {k: getattr(v, "shape", None) for k, v in parameters.items()}:
-            raise InputError("the parameters of the bank's frequency stream do not fit the network: train it again")
-        if all(torch.equal(parameters[name], value) for name, value in own.items()):
-            return self
+    def with_whitening(self, whitening: Whitening) -> "WedgeNet":
+        """This network with a category's own metric; the backbone is shared, not copied."""
         twin = copy.copy(self)
-        twin._modules = self._modules | {"frequency": copy.deepcopy(self.frequency)}
-        twin.frequency.load_state_dict(parameters)
+        twin._modules = dict(self._modules)
+        twin.whitening = whitening.to(self.device)
+        return twin
+
+    def state(self) -> dict[str, Tensor]:
+        """All that is not the backbone's, on the CPU: the frequency gate's weights and the metric's linear map."""
+        return {name: tensor.cpu() for name, tensor in self.state_dict().items()}
+
+    def with_state(self, state: dict[str, Tensor]) -> "WedgeNet":
+        """This network as it was when a bank was made; the backbone is shared, not copied.
+
+        Banks that were made with the same state, such as those of one category, get the same network, so that an image
+        is embedded once for all of them.
+
+        Raises :class:`InputError` if the state is not one of such a network.
+        """
+        for known in (self, *self._latest):
+            if _equal(known.state(), state):
+                return known
+        twin = copy.copy(self)
+        twin._modules = {name: copy.deepcopy(module) for name, module in self._modules.items()}
+        parts = [state.get(f"whitening.{name}") for name in ("mean", "matrix")]
+        try:
+            if any(part is not None for part in parts):
+                twin.whitening = Whitening(*parts)
+            twin.load_state_dict(state)
+            if twin.whitening is not None and len(twin.whitening.mean) != self.raw_dim:
+                raise ValueError
+        except (AttributeError, TypeError, ValueError, RuntimeError):
+            raise InputError("what it was made with does not fit the network: train it again") from None
+        self._latest[:] = [twin.requires_grad_(False).eval().to(self.device)]
         return twin
 
     @torch.inference_mode()
@@ -78,7 +106,8 @@ class WedgeNet(nn.Module):
         """(B, 3, H, W) images in [0, 1] -> (B, h*w, D) patch features, row by row; h, w = ceil(H / 8), ceil(W / 8).
 
         Every statistic is per image: an image's features do not depend on the batch it comes in. D is the sum of both
-        layers' channels, plus stride-8 channels again with the semantic stream (ResNet-50: 1536, or 2048).
+        layers' channels, plus stride-8 channels again with the semantic stream (ResNet-50: 1536, or 2048), unless the
+        metric's map leaves some out.
         """
         images = images.to(self.device, torch.float32)
         return self.combine(images, *self.backbone(images))
@@ -91,10 +120,17 @@ class WedgeNet(nn.Module):
         if self.use_semantic:
             parts.append(F.normalize(layer2, dim=1) * attention_mask(layer2) * 2)
         embedding = F.avg_pool2d(torch.cat(parts, dim=1), kernel_size=3, stride=1, padding=1)
-        return embedding.flatten(2).transpose(1, 2)
+        embedding = embedding.flatten(2).transpose(1, 2)
+        return embedding if self.whitening is None else self.whitening(embedding)
 
 
 def grid_size(image_size: int) -> tuple[int, int]:
     """Rows and columns of patches that an image of ``image_size`` pixels square is seen in: (28, 28) for 224."""
     cells = -(-image_size // 8)
     return cells, cells
+
+
+def _equal(own: dict[str, Tensor], state: dict[str, Tensor]) -> bool:
+    return own.keys() == state.keys() and all(
+        isinstance(state[name], Tensor) and torch.equal(own[name], state[name]) for name in own
+    )

@@ -63,8 +63,10 @@ def test_the_description_is_that_of_the_checkpoint(line):
 
 
 def test_smaller_models_are_compared_and_say_so(line, pixels, capsys):
-    assert export_onnx.main([*line.flags, "--int8", "--bank-dtype", "float16"]) == 0
-    small = line.model.with_name("model_data_tile_10pct_float16_int8.onnx")
+    checkpoint = load_checkpoint(line.checkpoint)
+    assert checkpoint.memory_bank.dtype == torch.float16  # by default; the exported bank is the same
+    assert export_onnx.main([*line.flags, "--int8"]) == 0
+    small = line.model.with_name("model_data_tile_10pct_int8.onnx")
     printed = capsys.readouterr().out
     assert small.name in printed and "verdict flips" in printed and "image AUROC" in printed
     assert small.stat().st_size < 0.6 * line.model.stat().st_size
@@ -72,11 +74,28 @@ def test_smaller_models_are_compared_and_say_so(line, pixels, capsys):
     assert np.corrcoef(scores, wanted)[0, 1] > 0.95
 
 
+def test_a_bank_is_converted_where_that_is_asked_for(line, tmp_path, capsys):
+    flags = [*line.flags, "--save-dir", str(tmp_path)]
+    assert train.main([*flags, "--bank-dtype", "float32"]) == 0
+    sizes = {}
+    for dtype, name in {
+        "float32": "model_data_tile_10pct.onnx",
+        "float16": "model_data_tile_10pct_float16.onnx",
+    }.items():
+        assert export_onnx.main([*flags, "--bank-dtype", dtype]) == 0
+        assert name in capsys.readouterr().out
+        sizes[dtype] = (tmp_path / "10pct" / name).stat().st_size
+    vectors = load_checkpoint(tmp_path / "10pct/model_data_tile_10pct.pt").memory_bank
+    assert sizes["float32"] - sizes["float16"] == pytest.approx(2 * vectors.numel(), rel=0.05)
+
+
 @pytest.mark.parametrize(
     "changes",
     [
         {"frequency-stream": "off", "use-semantic": "False"},
         {"wavelet-type": "bior2.2", "image-size": "72", "center-crop": "False"},
+        {"metric": "euclidean", "bank-dtype": "float32"},
+        {"metric": "whitened", "embedding-dim": "70", "bank-dtype": "float16"},
     ],
 )
 def test_every_setting_of_the_embedding_is_exported(line, tmp_path, changes):
@@ -102,8 +121,9 @@ def test_search_in_tiles_finds_the_nearest(count):
     bank, queries = torch.randn(count, 12, generator=generator) + 5, torch.randn(2, 30, 12, generator=generator) + 5
     expected = torch.cdist(queries.double(), bank.double()).amin(dim=2).float()
     torch.testing.assert_close(BankSearch(bank)(queries), expected, rtol=1e-5, atol=1e-5)
-    halved = BankSearch(bank, torch.float16)(queries)
-    torch.testing.assert_close(halved, expected, rtol=5e-3, atol=5e-3)
+    halved = bank.half()
+    expected_of_halved = torch.cdist(queries.double(), halved.double()).amin(dim=2).float()
+    torch.testing.assert_close(BankSearch(halved)(queries), expected_of_halved, rtol=1e-5, atol=1e-5)
     torch.testing.assert_close(MemoryBank(bank).nearest(queries[0]), expected[0], rtol=1e-4, atol=1e-5)
 
 

@@ -72,6 +72,7 @@ def test_small_tiles_and_blocks_change_nothing(data, monkeypatch):
     monkeypatch.setattr(memory_bank, "_BLOCK", 64)
     monkeypatch.setattr(memory_bank, "_PAIRS", 7)
     monkeypatch.setattr(memory_bank, "_FETCH", 500)
+    monkeypatch.setattr(memory_bank, "_TABLE", 0)
     torch.testing.assert_close(MemoryBank(vectors).nearest(queries), expected, rtol=1e-5, atol=0)
 
 
@@ -197,6 +198,21 @@ def test_devices(device, dtype):
 def test_what_a_gpu_does_is_right(monkeypatch):
     monkeypatch.setattr(MemoryBank, "_prepare_pruning", lambda bank: None)
     assert check(low_rank(3000, 256, 1), low_rank(300, 256, 2))._keys is None
+
+
+def test_pruning_that_does_not_pay_is_given_up():
+    """Queries unlike the bank are about equally far from all of it: no bound rules anything out."""
+    vectors = low_rank(3000, 256, 1)
+    bank = MemoryBank(vectors)
+    assert bank._keys is not None
+    for seed in range(memory_bank._LOSSES + 1):
+        queries = 3 * torch.randn(300, 256, generator=torch.Generator().manual_seed(seed))
+        torch.testing.assert_close(bank.nearest(queries).double(), brute_force(queries, vectors), rtol=1e-4, atol=0)
+    assert bank._keys is None
+    check_queries = low_rank(300, 256, 2)
+    torch.testing.assert_close(
+        bank.nearest(check_queries).double(), brute_force(check_queries, vectors), rtol=1e-4, atol=0
+    )
 
 
 def test_bytes_are_those_of_everything_held():

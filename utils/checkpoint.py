@@ -23,14 +23,14 @@ FORMAT = 1
 class Checkpoint:
     """One category's memory bank and what it was made with.
 
-    ``memory_bank`` (M, D) float32; ``settings`` those the embedding depends on; ``frequency`` the stream's own
-    parameters; ``fingerprint`` of the backbone's weights; ``training_digest`` of the training files;
+    ``memory_bank`` (M, D) float32 or float16; ``settings`` those the embedding depends on; ``state`` what the embedding
+    has beside the backbone; ``fingerprint`` of the backbone's weights; ``training_digest`` of the training files;
     ``calibration_scores`` (n,) of training images against a bank without them.
     """
 
     memory_bank: Tensor
     settings: dict[str, Any]
-    frequency: dict[str, Tensor]
+    state: dict[str, Tensor]
     fingerprint: str
     category: str
     sampling_ratio: float
@@ -99,14 +99,18 @@ def misfit(checkpoint: Checkpoint, embedding: Mapping[str, Any], net: Net) -> st
             return f"it was made with {name} = {saved!r}, the setting is {wanted!r}"
     if checkpoint.fingerprint != net.fingerprint:
         return f"it was made with other backbone weights ({checkpoint.fingerprint}, now {net.fingerprint})"
-    if checkpoint.memory_bank.shape[1] != net.dim:
-        return f"its vectors have {checkpoint.memory_bank.shape[1]} dimensions, the embedding has {net.dim}"
+    dim = embedding.get("EMBEDDING_DIM") or net.dim
+    if checkpoint.memory_bank.shape[1] != dim:
+        return f"its vectors have {checkpoint.memory_bank.shape[1]} dimensions, the embedding has {dim}"
     return None
 
 
 def build_net(settings: Settings) -> WedgeNet:
-    """The embedding network that the settings describe."""
-    return WedgeNet(
+    """The embedding network that the settings describe, without a metric: that comes from a category's training images.
+
+    Raises :class:`InputError` if EMBEDDING_DIM asks for more dimensions than there are.
+    """
+    net = WedgeNet(
         build_backbone(settings.backbone, settings.backbone_weights),
         wavelet=settings.wavelet_type,
         frequency_stream=settings.frequency_stream,
@@ -115,10 +119,16 @@ def build_net(settings: Settings) -> WedgeNet:
         device=settings.device,
         engine=settings.engine,
     )
+    if settings.embedding_dim is not None and settings.embedding_dim > net.dim:
+        raise InputError(
+            f"EMBEDDING_DIM is {settings.embedding_dim}; {settings.backbone} gives {net.dim} dimensions with these "
+            "settings, so it must be at most that, or None for all"
+        )
+    return net
 
 
 def load_detector(settings: Settings, category: str, ratio: float, net: WedgeNet) -> tuple[Detector, Checkpoint]:
-    """The detector of one category and ratio; it shares ``net``'s backbone and has the bank's own frequency stream.
+    """The detector of one category and ratio; of ``net`` it shares the backbone, the rest comes from the checkpoint.
 
     Raises :class:`InputError` if its bank is missing, unreadable, or does not fit the settings (which one is said).
     """
@@ -126,6 +136,6 @@ def load_detector(settings: Settings, category: str, ratio: float, net: WedgeNet
     checkpoint = load_checkpoint(path)
     if reason := misfit(checkpoint, settings.embedding(), net):
         raise InputError(f"memory bank {path} does not fit: {reason}; change the setting or train again")
-    net = net.with_frequency(checkpoint.frequency)
+    net = net.with_state(checkpoint.state)
     bank = MemoryBank(checkpoint.memory_bank)
     return Detector(net, bank, settings.image_size, checkpoint.calibration_scores), checkpoint

@@ -7,6 +7,7 @@ import argparse
 import ast
 import dataclasses
 import difflib
+import math
 import os
 import runpy
 from collections.abc import Callable, Mapping, Sequence
@@ -22,6 +23,7 @@ from models.backbone import BACKBONES
 from models.engine import ENGINES
 from models.errors import InputError
 from models.frequency import STREAMS
+from models.whitening import METRICS
 from utils.console import Parser
 
 ALL_RATIOS = (1.0, 0.1, 0.01)
@@ -105,6 +107,19 @@ def _rate(value: Any) -> float:
     return float(value)
 
 
+def _shrinkage(value: Any) -> float:
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value < math.inf:
+        raise ValueError("a finite number above 0")
+    return float(value)
+
+
+def _optional_dimension(value: Any) -> int | None:
+    try:
+        return None if value is None else _integer(1)(value)
+    except ValueError:
+        raise ValueError("None or a whole number of at least 1") from None
+
+
 def _device(value: Any) -> torch.device:
     allowed = "'auto', 'cpu', 'cuda', 'cuda:N' or 'mps'"
     if not isinstance(value, str):
@@ -147,6 +162,10 @@ class Settings:
     wavelet_type: str = _setting(_wavelet, "discrete wavelet of PyWavelets for the frequency stream")
     frequency_stream: str = _setting(_choice(*STREAMS), "frequency stream: " + ", ".join(STREAMS))
     use_semantic: bool = _setting(_truth, "add the semantic attention stream to the embedding")
+    metric: str = _setting(_choice(*METRICS), "how far apart patches are: " + ", ".join(METRICS))
+    whitening_shrinkage: float = _setting(_shrinkage, "of 'whitened': near 0 whitens fully, large values hardly at all")
+    embedding_dim: int | None = _setting(_optional_dimension, "dimensions kept, those of largest variance; None = all")
+    bank_dtype: str = _setting(_choice("float32", "float16"), "what a bank is stored in: float32 or float16")
     save_dir: Path = _setting(_path, "folder for banks, tables and figures")
     sampling_ratio: tuple[float, ...] = _setting(_ratios, "share of patches kept: a number, a comma list, or 'all'")
     sampling_method: str = _setting(_choice("coreset", "random"), "how patches are chosen: coreset or random")
@@ -160,9 +179,12 @@ class Settings:
     def embedding(self) -> dict[str, Any]:
         """The settings that an embedding depends on, under their constants' names: what a bank must agree with."""
         names = ("IMAGE_SIZE", "CENTER_CROP", "RESIZE", "BACKBONE", "WAVELET_TYPE", "FREQUENCY_STREAM", "USE_SEMANTIC")
+        names += ("METRIC", "WHITENING_SHRINKAGE", "EMBEDDING_DIM")
         values = {name: getattr(self, name.lower()) for name in names}
         if not self.center_crop:
             values["RESIZE"] = None  # not used then
+        if self.metric == "euclidean":
+            values["WHITENING_SHRINKAGE"] = None
         return values
 
 

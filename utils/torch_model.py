@@ -24,12 +24,13 @@ class TorchModel:
     def __init__(self, path: Path, config: ModuleType) -> None:
         checkpoint = load_checkpoint(path)
         values = {name: getattr(config, name) for name in CONSTANTS if hasattr(config, name)}
-        # RESIZE is None where it is not used; what is there then must only be valid.
-        settings = make_settings(values | {k: v for k, v in checkpoint.settings.items() if v is not None})
+        # None says that a setting is not used, and what is there then must only be valid; or "all" dimensions.
+        used = {k: v for k, v in checkpoint.settings.items() if v is not None or k == "EMBEDDING_DIM"}
+        settings = make_settings(values | used)
         net = build_net(settings)
         if reason := misfit(checkpoint, settings.embedding(), net):
             raise InputError(f"{path} does not fit: {reason}; set BACKBONE_WEIGHTS in config.py")
-        net = net.with_frequency(checkpoint.frequency)
+        net = net.with_state(checkpoint.state)
         self.detector = Detector(net, MemoryBank(checkpoint.memory_bank), settings.image_size)
         self.info: ModelInfo = model_info(
             checkpoint.category,

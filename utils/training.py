@@ -2,7 +2,7 @@
 
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ from models.detector import Net
 from models.errors import InputError
 from models.scoring import AnomalyMap
 from models.wedge_net import grid_size
+from models.whitening import Whitening
 from utils.checkpoint import Checkpoint, load_checkpoint, misfit, save_checkpoint
 from utils.dataset import Sample, files_digest, train_samples
 from utils.inference import extract_features
@@ -26,14 +27,16 @@ class Method:
     """What the two methods do not share when their banks are made.
 
     ``embedding`` the settings that the features depend on; ``path`` of a category and a ratio: where that bank goes;
-    ``folder`` the setting that names its folder; ``frequency`` the frequency stream's own parameters.
+    ``folder`` the setting that names its folder; ``fit_metric`` makes (N, D) training patches into the map that the
+    features go through, or None; ``bank_dtype`` what the bank is stored in.
     """
 
     net: Net
     embedding: dict[str, Any]
     path: Callable[[str, float], Path]
     folder: str
-    frequency: dict[str, Tensor] = field(default_factory=dict)
+    fit_metric: Callable[[Tensor], Whitening | None] = lambda patches: None
+    bank_dtype: torch.dtype = torch.float32
 
 
 def train_category(settings: Settings, category: str, method: Method, overwrite: bool = False) -> None:
@@ -49,6 +52,10 @@ def train_category(settings: Settings, category: str, method: Method, overwrite:
 
     net = method.net
     features = extract_features(net, samples, settings, f"{category}: features")
+    whitening = method.fit_metric(features.flatten(0, 1))
+    if whitening is not None:
+        net = net.with_whitening(whitening)
+        features = whitening.apply_in_place(features)
     patches = features.flatten(0, 1)
     chosen = choose_patches(patches, ratios, settings, category)
     anomaly_map = AnomalyMap(grid_size(settings.image_size), settings.image_size, net.scoring).to(net.device)
@@ -57,13 +64,13 @@ def train_category(settings: Settings, category: str, method: Method, overwrite:
         size = bank_size(len(patches), ratio, category)
         # A whole bank is the features themselves: a copy would double the memory.
         rows = torch.arange(len(patches)) if ratio == 1 else chosen[:size].sort().values
-        bank = patches if ratio == 1 else patches[rows]
+        bank = (patches if ratio == 1 else patches[rows]).to(method.bank_dtype)
         scores = held_out_scores(features, bank, rows // features.shape[1], anomaly_map)
         path = method.path(category, ratio)
         checkpoint = Checkpoint(
             memory_bank=bank,
             settings=method.embedding,
-            frequency=method.frequency,
+            state=net.state(),
             fingerprint=net.fingerprint,
             category=category,
             sampling_ratio=ratio,
@@ -88,6 +95,8 @@ def is_missing(settings: Settings, category: str, ratio: float, method: Method, 
         reason = f"it was made from {saved.training_images} other training images"
     if reason is None and (saved.sampling_method, saved.seed) != (settings.sampling_method, settings.seed):
         reason = f"it was made by {saved.sampling_method} sampling with SEED {saved.seed}"
+    if reason is None and saved.memory_bank.dtype != method.bank_dtype:
+        reason = f"it is stored in {str(saved.memory_bank.dtype).removeprefix('torch.')}"
     if reason is not None:
         raise InputError(
             f"{path} is there but does not fit: {reason}; use --overwrite to replace it, or another {method.folder}"
