@@ -28,7 +28,7 @@ USE_SEMANTIC = True  # add the semantic attention stream to the embedding
 
 # Metric: how far apart two patches are
 METRIC = "whitened"  # "whitened": by the good parts' own spread; "euclidean": as the features are (the paper's)
-WHITENING_SHRINKAGE = 0.3  # of "whitened": towards 0 all directions count alike, large values come near to "euclidean"
+WHITENING_SHRINKAGE = 10.0  # of "whitened": near 0 all directions count alike, large values come near to "euclidean"
 EMBEDDING_DIM = None  # dimensions kept, those in which good parts vary most; None = all
 
 # Memory bank

@@ -9,8 +9,7 @@ lengths, so that
 
 which is a product of p + 1 instead of D numbers. Only the few vectors whose bound is below the best distance known so
 far are compared in full, by the differences of their coordinates. Nothing is approximate: rounding is allowed for.
-Whether this pays depends on the data; it is foretold when the bank is made, and given up for good where it turns out not
-to.
+Whether this pays depends on the data; it is foretold when the bank is made, and given up for good where it does not.
 """
 
 import math

@@ -8,20 +8,20 @@ import torch.nn.functional as F
 from scipy.ndimage import gaussian_filter1d
 from torch import Tensor, nn
 
-SMOOTHING = 4.0  # pixels, the Gaussian's sigma
-
 
 class Scoring(NamedTuple):
     """The choices by which methods differ.
 
     ``upsampling`` of the distances, as ``torch.nn.functional.interpolate`` calls it for one axis ('linear' or
     'nearest'); ``border``, how the Gaussian continues the map beyond the image, as scipy calls it ('reflect' or
-    'mirror'); ``smoothed``, whether an image's score is the maximum of its smoothed map or of the distances themselves.
+    'mirror'); ``smoothed``, whether an image's score is the maximum of its smoothed map or of the distances themselves;
+    ``sigma``, the Gaussian's, in pixels.
     """
 
     upsampling: str
     border: str
     smoothed: bool
+    sigma: float = 4.0
 
 
 WEDGE_NET = Scoring("linear", "reflect", smoothed=True)
@@ -36,10 +36,10 @@ class Prediction(NamedTuple):
 
 
 class AnomalyMap(nn.Module):
-    """Upsample a grid of distances to the image and smooth it with a Gaussian of sigma 4.
+    """Upsample a grid of distances to the image and smooth it with a Gaussian, of sigma 4 in both methods.
 
     Both steps are linear and act on rows and columns alike, so together they are one matrix on each side,
-    ``map = rows @ distances @ columns.T``: equal to ``scipy.ndimage.gaussian_filter(upsampled, 4)``
+    ``map = rows @ distances @ columns.T``: equal to ``scipy.ndimage.gaussian_filter(upsampled, sigma)``
     and many times faster.
     """
 
@@ -62,7 +62,7 @@ class AnomalyMap(nn.Module):
 def _upsample_and_smooth(cells: int, pixels: int, scoring: Scoring) -> Tensor:
     """The (pixels, cells) matrix of both steps along one axis: what they make of each unit vector."""
     upsampled = F.interpolate(torch.eye(cells, dtype=torch.float64)[None], size=pixels, mode=scoring.upsampling)[0]
-    smoothed = gaussian_filter1d(upsampled.numpy(), SMOOTHING, axis=1, mode=scoring.border)
+    smoothed = gaussian_filter1d(upsampled.numpy(), scoring.sigma, axis=1, mode=scoring.border)
     return torch.from_numpy(np.ascontiguousarray(smoothed.T)).float()
 
 

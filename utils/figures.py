@@ -172,3 +172,44 @@ def draw_robustness(path: Path, title: str, axis_label: str, rows: Sequence[Mapp
         else:
             axis.text(0.5, 0.5, "undefined", transform=axis.transAxes, ha="center", va="center", color="0.35")
     save_figure(path, figure)
+
+
+def draw_ablation(path: Path, rows: Sequence[Mapping[str, Any]], single: Sequence[Mapping[str, Any]]) -> None:
+    """What each change does to image AUROC, in points: a bar for the mean, a dot for each category.
+
+    ``rows`` are the means, the first one what the others are compared with; ``single`` those of the categories.
+    """
+    first = rows[0]
+    shown = [row for row in rows[1:] if row["image_auroc"] is not None and first["image_auroc"] is not None]
+    figure = Figure(figsize=(8, 1.4 + 0.32 * len(shown)))
+    axis = figure.subplots()
+    of_category = {(row["category"], row["part"], row["variant"]): row["image_auroc"] for row in single}
+    for place, row in enumerate(shown):
+        difference = 100 * (row["image_auroc"] - first["image_auroc"])
+        axis.barh(place, difference, 0.7, color=COLOURS[0] if difference >= 0 else COLOURS[1])
+        dots = []
+        for category in dict.fromkeys(each["category"] for each in single):
+            pair = [of_category.get((category, each["part"], each["variant"])) for each in (row, first)]
+            dots += [] if None in pair else [100 * (pair[0] - pair[1])]
+        if len(dots) > 1:
+            axis.scatter(dots, [place] * len(dots), 12, "0.25", zorder=3)
+        axis.annotate(
+            f"{difference:+.1f}",
+            (1, place),
+            (6, 0),
+            ("axes fraction", "data"),
+            "offset points",
+            va="center",
+            fontsize=8,
+            annotation_clip=False,
+        )
+    axis.set_yticks(range(len(shown)), [": ".join(filter(None, (row["part"], row["variant"]))) for row in shown])
+    axis.set_ylim(len(shown) - 0.5, -0.5)
+    axis.axvline(0, color="0.3", linewidth=1)
+    axis.margins(x=0.1)
+    auroc = "undefined" if first["image_auroc"] is None else f"{first['image_auroc']:.4f}"
+    axis.set_title(f"one part changed at a time; as configured: image AUROC {auroc}", fontsize=10)
+    axis.set_xlabel("change of image AUROC, points (dots: each category)")
+    axis.grid(axis="x", alpha=0.3)
+    axis.spines[["top", "right"]].set_visible(False)
+    save_figure(path, figure)
