@@ -10,7 +10,7 @@ lowest and highest over the seeds), pixel AUROC and AUPRO over the bank's bytes.
 
 import dataclasses
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -19,8 +19,8 @@ import torch
 import config
 from benchmarks.common import RESULTS, Row, print_table, write_csv
 from models.backbone import feature_channels
-from models.scoring import PATCHCORE, WEDGE_NET
-from models.whitening import fit_whitening
+from models.scoring import PATCHCORE, WEDGE_NET, Scoring
+from models.whitening import Whitening, fit_whitening
 from utils.checkpoint import build_net
 from utils.console import command, for_each
 from utils.dataset import find_categories
@@ -36,7 +36,7 @@ RATIOS = (0.1, 0.03, 0.01, 0.003, 0.001, 0.0002)
 FIGURES = ("image_auroc", "lowest", "highest", "pixel_auroc", "aupro", "bank_kb")
 
 
-def methods(settings: Settings, category: str):
+def methods(settings: Settings, category: str) -> Iterator[tuple[str, Features, torch.dtype, Scoring]]:
     """Yield the name, the features, what the bank is stored in and the scoring of each method."""
     raw = extract(build_net(dataclasses.replace(settings, use_semantic=True)), settings, category)
     layers = raw.select(slice(0, sum(feature_channels(settings.backbone))))
@@ -52,7 +52,7 @@ def methods(settings: Settings, category: str):
     yield "PatchCore, float32", extract(build_patchcore(baseline), settings, category), torch.float32, PATCHCORE
 
 
-def fit(features: Features, settings: Settings):
+def fit(features: Features, settings: Settings) -> Whitening | None:
     """The settings' own metric."""
     patches = features.train.flatten(0, 1)
     return fit_whitening(patches, settings.metric, settings.whitening_shrinkage, settings.embedding_dim)
