@@ -28,15 +28,13 @@ USE_SEMANTIC = True  # add the semantic attention stream to the embedding
 
 # Metric: how far apart two patches are
 METRIC = "whitened"  # "whitened": by the good parts' own spread; "euclidean": as the features are (the paper's)
-WHITENING_SHRINKAGE = 10.0  # of "whitened": near 0 all directions count alike, large values come near to "euclidean"
+WHITENING_SHRINKAGE = 1.0  # of "whitened": near 0 all directions count alike, large values come near to "euclidean"
 EMBEDDING_DIM = None  # dimensions kept, those in which good parts vary most; None = all
 
 # Memory bank
 BANK_DTYPE = "float16"  # what a bank is stored in: "float32" or "float16"; the arithmetic is float32
 SAVE_DIR = "WEDGE-Net"  # banks, tables and figures go here
-SAMPLING_RATIO = (
-    0.1  # share of the training patches that is kept: 0 < ratio <= 1, a comma list, or "all" (1, 0.1, 0.01)
-)
+SAMPLING_RATIO = 0.1  # share of the training patches that is kept: above 0 to 1, a comma list, or "all" (1, 0.1, 0.01)
 SAMPLING_METHOD = "coreset"  # "coreset" (greedy k-centre) or "random"
 
 # Verdict

@@ -257,6 +257,30 @@ def gap(settings: Settings, categories: Sequence[str]) -> list[str]:
     return rows and [paragraph(about), *drawn(path.with_suffix(".png"), caption), table(rows, columns, groups)]
 
 
+def parts(settings: Settings, categories: Sequence[str]) -> list[str]:
+    """ablation.py's tables and figures."""
+    found = []
+    for ratio in settings.sampling_ratio:
+        path = settings.save_dir / f"ablation_{ratio_name(ratio)}.csv"
+        rows = averages(read(path))
+        columns = {
+            "part": "Part", "variant": "Changed to", "image_auroc": "Image AUROC", "image_auroc_spread": "+/-",
+            "pixel_auroc": "Pixel AUROC", "aupro": "AUPRO", "bank_mb": "Bank, MB",
+        }  # fmt: skip
+        caption = (
+            f"Change of image AUROC, in points, when one part is changed ({percent(ratio)} of the patches): bars for "
+            "the mean, dots for each category."
+        )
+        if rows:
+            rows = [row | {"part": row["part"] or "all"} for row in rows]
+            found += [*drawn(path.with_suffix(".png"), caption), table(rows, columns)]
+    about = (
+        "One part is changed at a time, the rest is as the settings have it. Image AUROC is the mean over several "
+        "seeds of the coreset, +/- half its range: differences smaller than that mean little."
+    )
+    return found and [paragraph(about), *found]
+
+
 def making(settings: Settings, flags: str) -> list[str]:
     """Settings, versions, machine, and when each table was written."""
     values = [
@@ -306,6 +330,7 @@ SECTIONS: dict[str, tuple[Section, tuple[str, ...]]] = {
         ("eval_color_robustness.py", "visualize_color_robustness.py"),
     ),
     "Semantic attention": (gap, ("eval_gap_score.py",)),
+    "What each part is worth": (parts, ("ablation.py",)),
 }
 
 

@@ -47,7 +47,7 @@ class Whitening(nn.Module):
 
 @torch.inference_mode()
 def fit_whitening(
-    patches: Tensor, metric: str = "whitened", shrinkage: float = 10.0, dim: int | None = None
+    patches: Tensor, metric: str = "whitened", shrinkage: float = 1.0, dim: int | None = None
 ) -> Whitening | None:
     """Fit the map to training patches, in one pass and with memory for one block.
 

@@ -181,7 +181,7 @@ def draw_ablation(path: Path, rows: Sequence[Mapping[str, Any]], single: Sequenc
     """
     first = rows[0]
     shown = [row for row in rows[1:] if row["image_auroc"] is not None and first["image_auroc"] is not None]
-    figure = Figure(figsize=(8, 1.4 + 0.32 * len(shown)))
+    figure = Figure(figsize=(8, 1.7 + 0.32 * len(shown)))
     axis = figure.subplots()
     of_category = {(row["category"], row["part"], row["variant"]): row["image_auroc"] for row in single}
     for place, row in enumerate(shown):
@@ -204,7 +204,7 @@ def draw_ablation(path: Path, rows: Sequence[Mapping[str, Any]], single: Sequenc
             annotation_clip=False,
         )
     axis.set_yticks(range(len(shown)), [": ".join(filter(None, (row["part"], row["variant"]))) for row in shown])
-    axis.set_ylim(len(shown) - 0.5, -0.5)
+    axis.set_ylim(max(len(shown), 1) - 0.5, -0.5)
     axis.axvline(0, color="0.3", linewidth=1)
     axis.margins(x=0.1)
     auroc = "undefined" if first["image_auroc"] is None else f"{first['image_auroc']:.4f}"

@@ -17,7 +17,7 @@ from utils.corruptions import color_jitter, gaussian_noise
 from utils.dataset import Batch, Sample, batches, find_categories, test_samples
 from utils.figures import draw_robustness
 from utils.inference import score_samples
-from utils.metrics import alarm_rates, auroc, training_threshold
+from utils.metrics import FALSE_ALARMS, alarm_rates, auroc, training_threshold
 from utils.panels import Maps, draw_levels
 from utils.patchcore import find_patchcore, load_patchcore
 from utils.settings import Settings, ratio_name
@@ -86,7 +86,8 @@ def measure_robustness(settings: Settings, corruption: Corruption, csv: str, png
             names = [f"WEDGE-Net ({ratio * 100:g} % of the patches)"]
             names += [] if baseline is None else [_baseline_name(settings, category)]
             draw_robustness(figure, f"{category}: {', '.join(names)}", corruption.axis, rows)
-            print(f"\n[{category}] {corruption.axis}, {ratio_name(ratio)}\n{describe(rows)}")
+            rates = f"rates at the training threshold for {FALSE_ALARMS * 100:g} % false alarms"
+            print(f"\n[{category}] {corruption.axis}, {ratio_name(ratio)}; {rates}\n{describe(rows)}")
             print(f"written: {table} and {figure}")
 
     return _compare(settings, work)
