@@ -104,7 +104,7 @@ def benchmark(settings: Settings, category: str, net: WedgeNet, calls: int) -> l
             "categories": 1,
             "image_auroc": auroc(result.labels, result.scores),
             "bank_vectors": len(detector.bank),
-            "bank_mb": detector.bank.nbytes / 1e6,
+            "bank_mb": detector.bank.vectors.nbytes / 1e6,
             **latency("", seconds[model, "search"]),
             "speed_up": None,
             **latency("end_to_end_", seconds[model, "end_to_end"]),
@@ -112,7 +112,8 @@ def benchmark(settings: Settings, category: str, net: WedgeNet, calls: int) -> l
             "calls": calls,
             "backbone": settings.patchcore_backbone if model.name == PATCHCORE else settings.backbone,
             "engine": detector.net.backbone.name,
-            "dtype": str(detector.bank.vectors.dtype).removeprefix("torch."),
+            "dtype": "float32",  # of the arithmetic
+            "bank_dtype": str(detector.bank.vectors.dtype).removeprefix("torch."),
         }
         rows.append(row)
         print(

@@ -155,7 +155,9 @@ def speed(settings: Settings, categories: Sequence[str]) -> list[str]:
         "what the backbone alone would reach. Beside the names: image AUROC and the size of the bank."
     )
     first = rows[0]
-    ways = dict.fromkeys(f"{r['model']} with {r['backbone']} by {r['engine']}, {r['dtype']}" for r in rows)
+    ways = dict.fromkeys(
+        f"{r['model']} with {r['backbone']} by {r['engine']}, {r['dtype']}, bank in {r['bank_dtype']}" for r in rows
+    )
     note = (
         f"{first['machine']}; device {first['device']}; {first['versions']}; {'; '.join(ways)}. {first['calls']} timed "
         "calls of each kind and category, in turn, after a warm-up. p50 and p95 are the median and the 95th "

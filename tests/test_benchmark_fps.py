@@ -22,7 +22,7 @@ test_samples.__test__ = False
 COLUMNS = [
     "category", "model", "ratio", "categories", "image_auroc", "bank_vectors", "bank_mb", "p50_ms", "p95_ms", "fps",
     "speed_up", "end_to_end_p50_ms", "end_to_end_p95_ms", "end_to_end_fps", "backbone_p50_ms", "backbone_p95_ms",
-    "backbone_fps", "calls", "backbone", "engine", "dtype", "device", "machine", "versions",
+    "backbone_fps", "calls", "backbone", "engine", "dtype", "bank_dtype", "device", "machine", "versions",
 ]  # fmt: skip
 
 
@@ -55,6 +55,7 @@ def test_every_bank_of_every_category_has_a_row(flags, tmp_path, capsys):
             assert 0 < number(row, f"{kind}p50_ms") <= number(row, f"{kind}p95_ms")
             assert number(row, f"{kind}fps") == pytest.approx(1000 / number(row, f"{kind}p50_ms"))
         assert (row["calls"], row["device"], row["dtype"]) == ("3", "cpu", "float32")
+        assert row["bank_dtype"] == ("float32" if row["model"] == "PatchCore" else "float16")
         assert row["backbone"] == "efficientnet_lite0"
         assert f"torch {torch.__version__.split('+')[0]}" in row["versions"]
         assert row["machine"] in shown.out

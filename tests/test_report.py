@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+import ablation
 import benchmark_fps
 import eval_color_robustness
 import eval_gap_score
@@ -74,10 +75,10 @@ def test_before_anything_is_made_each_section_names_its_command(every, tmp_path,
     document, page = report(every, tmp_path)
     assert page.sections == [
         "beside-the-paper", "detection", "speed-and-memory", "what-it-sees", "sensor-noise", "light-and-colour",
-        "semantic-attention", "how-it-was-made",
+        "semantic-attention", "what-each-part-is-worth", "how-it-was-made",
     ]  # fmt: skip
     assert page.links == ["#" + name for name in page.sections]
-    assert page.text.count("Not made yet") == 7
+    assert page.text.count("Not made yet") == 8
     for script in ("evaluation", "benchmark_fps", "test", "eval_noise_robustness", "visualize_color_robustness"):
         assert f"python {script}.py --data-path {tmp_path / 'data'}" in page.text
     assert "SAMPLING_RATIO 0.1" in page.text
@@ -94,7 +95,7 @@ def test_every_script_has_its_place(every, tmp_path):
     assert draw_results.main([*every, "--limit", "1"]) == benchmark_fps.main([*every, "--calls", "2"]) == 0
     for script in (
         evaluation, eval_noise_robustness, eval_color_robustness, visualize_noise_robustness,
-        visualize_color_robustness, eval_gap_score,
+        visualize_color_robustness, eval_gap_score, ablation,
     ):  # fmt: skip
         assert script.main(every) == 0
     document, page = report(every, tmp_path)
@@ -113,6 +114,7 @@ def test_every_script_has_its_place(every, tmp_path):
         ),
         "full_noise_comparison_smoothed_tile_10pct.csv": ("level", "wedge_net_auroc", "patchcore_detection_rate"),
         "final_color_comparison_tile_10pct.csv": ("level", "patchcore_auroc", "wedge_net_false_alarm_rate"),
+        "ablation_10pct.csv": ("variant", "image_auroc", "aupro"),
         "result_gap_via_sem_onoff.csv": ("gap_off", "gap_on", "separation_on", "auroc_off"),
     }
     for file, columns in shown.items():
@@ -122,7 +124,7 @@ def test_every_script_has_its_place(every, tmp_path):
                 assert format_cell(column, row[column]) in page.text, (file, column)
 
     pictures = [*out.glob("*.png"), *out.glob("10pct/results/tile/*.png")]
-    assert len(page.images) == len(pictures) == 8
+    assert len(page.images) == len(pictures) == 9
     for uri in page.images:
         kind, data = uri.removeprefix("data:image/").split(";base64,")
         with Image.open(io.BytesIO(base64.b64decode(data))) as image:
