@@ -43,14 +43,15 @@ def held_out_scores(features: Tensor, vectors: Tensor, owners: Tensor, anomaly_m
 
     # Distance of each patch to the nearest vector of each fold: whatever is left out, the rest follows from these.
     nearest = torch.full((len(bounds) - 1, count, patches), torch.inf, device=device)
-    for fold, (start, stop) in enumerate(torch.searchsorted(owners, bounds).unfold(0, 2, 1).tolist()):
-        if start < stop:
-            bank = vectors[start:stop].to(device).float()
-            norms = bank.square().sum(dim=1)
-            for row, image in enumerate(chosen.tolist()):
-                queries = features[image].to(device)
-                squared = torch.addmm(norms, queries, bank.T, alpha=-2).amin(dim=1) + queries.square().sum(dim=1)
-                nearest[fold, row] = squared.clamp_min_(0).sqrt_()
+    parts = torch.searchsorted(owners, bounds).unfold(0, 2, 1).tolist()
+    banks = {fold: vectors[start:stop].to(device).float() for fold, (start, stop) in enumerate(parts) if start < stop}
+    norms = {fold: bank.square().sum(dim=1) for fold, bank in banks.items()}
+    for row, image in enumerate(chosen.tolist()):
+        queries = features[image].to(device)
+        own = queries.square().sum(dim=1)
+        for fold, bank in banks.items():
+            squared = torch.addmm(norms[fold], queries, bank.T, alpha=-2).amin(dim=1) + own
+            nearest[fold, row] = squared.clamp_min_(0).sqrt_()
 
     radius = nearest.amin(dim=0).max()
     grid = (anomaly_map.rows.shape[1], anomaly_map.columns.shape[1])
@@ -63,10 +64,11 @@ def held_out_scores(features: Tensor, vectors: Tensor, owners: Tensor, anomaly_m
         holes = (distances > radius) & ~inside.to(device)[:, None]
         rows, places = holes.cpu().nonzero(as_tuple=True)
         added = _cover(features[chosen[rows], places].to(device), distances[holes], radius)
+        filling = MemoryBank(added) if len(added) else None
         for row, image in zip(inside.nonzero()[:, 0].tolist(), chosen[inside].tolist(), strict=True):
             own = distances[row]
-            if len(added):
-                own = torch.minimum(own, MemoryBank(added).nearest(features[image].to(device)))
+            if filling is not None:
+                own = torch.minimum(own, filling.nearest(features[image].to(device)))
             scores.append(anomaly_map.predict(own.view(1, *grid)).scores)
     return torch.cat(scores).cpu() if scores else torch.zeros(0)
 
