@@ -31,9 +31,9 @@ def held_out_scores(features: Tensor, vectors: Tensor, owners: Tensor, anomaly_m
         anomaly_map: turns distances into scores.
 
     Returns:
-        (n,) scores, n <= N: evenly spaced images where there are more than it takes or the bank is so large that all of them would take too
-        long, and
-        none for a fold that the whole bank comes from, since nothing is left to judge it by.
+        (n,) scores, n <= N: of evenly spaced images where there are more than it takes, or the bank is so large that
+        all of them would take too long; none for a fold that the whole bank comes from, since nothing is left to judge
+        it by.
     """
     images, patches, dim = features.shape
     if images == 1:
