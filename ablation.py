@@ -21,16 +21,16 @@ import torch
 import config
 from models.backbone import feature_channels
 from models.frequency import STREAMS
-from models.scoring import WEDGE_NET, image_scores
+from models.scoring import WEDGE_NET
 from models.whitening import METRICS, fit_whitening
 from utils.checkpoint import build_net
 from utils.console import check_writable, command, for_each
 from utils.dataset import find_categories
-from utils.experiments import banks, extract, predict
+from utils.experiments import Features, banks, extract, predict
 from utils.figures import draw_ablation
 from utils.metrics import Metrics, evaluate
 from utils.settings import Settings, SettingsParser, positive, ratio_name
-from utils.tables import format_table, mean, write_csv
+from utils.tables import category_means, format_table, mean, write_csv
 from utils.training import bank_size
 
 TOP_SHARE = 0.01  # of a map's pixels, where a score is their mean
@@ -121,52 +121,53 @@ def measure(settings: Settings, category: str, seeds: int) -> list[dict[str, Any
         columns = {2: range(layer2), 3: range(layer2, layer2 + layer3)}
         semantic = range(layer2 + layer3, net.dim)
         for same_bank in grouped(alike, Variant.bank):
-            chosen, layers = same_bank[0].settings, same_bank[0].layers
-            kept = [*itertools.chain(*(columns[layer] for layer in layers)), *(semantic if chosen.use_semantic else ())]
-            features = raw.select(kept)
-            dim = None if chosen.embedding_dim is None else min(chosen.embedding_dim, len(kept))
-            whitening = fit_whitening(features.train.flatten(0, 1), chosen.metric, chosen.whitening_shrinkage, dim)
-            features = features.mapped(whitening)
-            dtype = getattr(torch, chosen.bank_dtype)
-            patches = features.train.shape[0] * features.train.shape[1]
-            sizes = [bank_size(patches, ratio, category) for ratio in settings.sampling_ratio]
-            found: dict[tuple[float, Variant], list] = {}
-            for seed in range(settings.seed, settings.seed + seeds):
-                what = f"{category}, {same_bank[0].part or same_bank[0].name} {same_bank[0].name}, seed {seed}"
-                for ratio, distances in zip(
-                    settings.sampling_ratio, banks(features, sizes, seed, dtype, what), strict=True
-                ):
-                    for variant in same_bank:
-                        first = seed == settings.seed
-                        figures = judge(variant, distances, features.labels, features.masks if first else None)
-                        found.setdefault((ratio, variant), []).append(figures)
-            for (ratio, variant), figures in found.items():
-                aurocs = [each.image_auroc for each in figures if each.image_auroc is not None]
-                size = sizes[settings.sampling_ratio.index(ratio)]
-                rows.append(
-                    {
-                        "category": category,
-                        "ratio": ratio,
-                        "part": variant.part,
-                        "variant": variant.name,
-                        "image_auroc": mean(aurocs),
-                        "image_auroc_spread": (max(aurocs) - min(aurocs)) / 2 if aurocs else None,
-                        "pixel_auroc": figures[0].pixel_auroc,
-                        "aupro": figures[0].aupro,
-                        "bank_mb": size * features.train.shape[2] * dtype.itemsize / 1e6,
-                        "seeds": seeds,
-                    }
-                )
+            kept = [*itertools.chain(*(columns[layer] for layer in same_bank[0].layers))]
+            kept += semantic if same_bank[0].settings.use_semantic else ()
+            rows += measure_bank(same_bank, raw.select(kept), category, seeds)
     order = [(variant.part, variant.name) for variant in variants(settings)]
     return sorted(rows, key=lambda row: order.index((row["part"], row["variant"])))
 
 
+def measure_bank(same_bank: Sequence[Variant], raw: Features, category: str, seeds: int) -> list[dict[str, Any]]:
+    """A row for each ratio and each of the variants that share their banks; ``raw`` are the features that they keep."""
+    settings, dim = same_bank[0].settings, raw.train.shape[2]
+    kept = None if settings.embedding_dim is None else min(settings.embedding_dim, dim)
+    features = raw.mapped(fit_whitening(raw.train.flatten(0, 1), settings.metric, settings.whitening_shrinkage, kept))
+    images, patches, dim = features.train.shape
+    dtype = getattr(torch, settings.bank_dtype)
+    sizes = {ratio: bank_size(images * patches, ratio, category) for ratio in settings.sampling_ratio}
+    found: dict[tuple[float, Variant], list[Metrics]] = {}
+    for seed in range(settings.seed, settings.seed + seeds):
+        what = ", ".join(filter(None, (category, same_bank[0].part, same_bank[0].name, f"seed {seed}")))
+        masks = features.masks if seed == settings.seed else None
+        for ratio, distances in zip(sizes, banks(features, [*sizes.values()], seed, dtype, what), strict=True):
+            for variant in same_bank:
+                found.setdefault((ratio, variant), []).append(judge(variant, distances, features.labels, masks))
+    rows = []
+    for (ratio, variant), figures in found.items():
+        aurocs = [each.image_auroc for each in figures if each.image_auroc is not None]
+        rows.append(
+            {
+                "category": category,
+                "ratio": ratio,
+                "part": variant.part,
+                "variant": variant.name,
+                "image_auroc": mean(aurocs),
+                "image_auroc_spread": (max(aurocs) - min(aurocs)) / 2 if aurocs else None,
+                "pixel_auroc": figures[0].pixel_auroc,
+                "aupro": figures[0].aupro,
+                "bank_mb": sizes[ratio] * dim * dtype.itemsize / 1e6,
+                "seeds": seeds,
+            }
+        )
+    return rows
+
+
 def judge(variant: Variant, distances: torch.Tensor, labels: np.ndarray, masks: np.ndarray | None) -> Metrics:
     """The metrics of one bank's (T, h*w) distances, scored as the variant does."""
-    scoring = WEDGE_NET._replace(sigma=variant.sigma)
-    maps = predict(distances, variant.settings.image_size, scoring).maps
-    scores = maps.flatten(1).topk(round(TOP_SHARE * maps[0].numel()), dim=1).values.mean(1) if variant.top else None
-    scores = image_scores(maps) if scores is None else scores
+    scores, maps = predict(distances, variant.settings.image_size, WEDGE_NET._replace(sigma=variant.sigma))
+    if variant.top:
+        scores = maps.flatten(1).topk(round(TOP_SHARE * maps[0].numel()), dim=1).values.mean(dim=1)
     return evaluate(labels, scores.numpy(), masks, maps.numpy())
 
 
@@ -180,9 +181,7 @@ def grouped(items: Iterable[Item], key: Callable[[Item], Any]) -> list[list[Item
 
 def report(settings: Settings, ratio: float, rows: list[dict[str, Any]]) -> None:
     """Means over the categories, the console's table, CSV and picture of one ratio."""
-    means = []
-    for own in grouped(rows, lambda row: (row["part"], row["variant"])):
-        means.append({**own[0], "category": "mean", **{name: mean([row[name] for row in own]) for name in FIGURES}})
+    means = category_means(rows, ("part", "variant"), FIGURES)
     several = len({row["category"] for row in rows}) > 1
     path = settings.save_dir / f"ablation_{ratio_name(ratio)}.csv"
     write_csv(path, rows + means if several else rows)

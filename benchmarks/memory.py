@@ -28,7 +28,7 @@ from utils.experiments import Features, banks, extract, predict
 from utils.metrics import aupro, auroc
 from utils.patchcore import build_patchcore
 from utils.settings import Settings, SettingsParser, positive
-from utils.tables import mean
+from utils.tables import category_means, mean
 from utils.timing import describe_machine, describe_versions
 from utils.training import bank_size
 
@@ -96,15 +96,6 @@ def measure(settings: Settings, category: str, seeds: int) -> list[Row]:
     return rows
 
 
-def means(rows: Sequence[Row]) -> list[Row]:
-    """The rows averaged over the categories."""
-    averaged = []
-    for method, ratio in dict.fromkeys((row["method"], row["ratio"]) for row in rows):
-        own = [row for row in rows if (row["method"], row["ratio"]) == (method, ratio)]
-        averaged.append(own[0] | {"category": "mean"} | {name: mean([row[name] for row in own]) for name in FIGURES})
-    return averaged
-
-
 def plot(path: Path, title: str, rows: Sequence[Row]) -> None:
     """Image AUROC over the bank's bytes, a curve for each method, the seeds' range as a band."""
     import matplotlib
@@ -140,7 +131,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     code = for_each(categories, lambda category: rows.extend(measure(settings, category, options.seeds)))
     if rows:
         several = len({row["category"] for row in rows}) > 1
-        shown = means(rows) if several else rows
+        shown = category_means(rows, ("method", "ratio"), FIGURES) if several else rows
         write_csv(RESULTS / "memory.csv", rows + shown if several else rows)
         print_table(shown)
         what = f"mean of {len(categories)} categories" if several else rows[0]["category"]

@@ -47,8 +47,12 @@ def held_out_scores(features: Tensor, vectors: Tensor, owners: Tensor, anomaly_m
     # Distance of each patch to the nearest vector of each fold: whatever is left out, the rest follows from these.
     nearest = torch.full((len(bounds) - 1, count, patches), torch.inf, device=device)
     parts = torch.searchsorted(owners, bounds).unfold(0, 2, 1).tolist()
-    banks = {fold: vectors[start:stop].to(device).float() for fold, (start, stop) in enumerate(parts) if start < stop}
-    tiles = [(fold, tile, tile.square().sum(dim=1)) for fold, bank in banks.items() for tile in bank.split(_TILE)]
+    tiles = [
+        (fold, tile, tile.square().sum(dim=1))
+        for fold, (start, stop) in enumerate(parts)
+        if start < stop
+        for tile in vectors[start:stop].to(device).float().split(_TILE)
+    ]
     for row, image in enumerate(chosen.tolist()):
         queries = features[image].to(device)
         own = queries.square().sum(dim=1)

@@ -60,6 +60,17 @@ def format_cell(column: str, value: Any) -> str:
     return format(value, FORMATS.get(column.split("_")[-1], ".4f")) if isinstance(value, float) else str(value)
 
 
+def category_means(rows: Sequence[Mapping[str, Any]], keys: Sequence[str], figures: Sequence[str]) -> list[dict]:
+    """For each combination of ``keys``, in their order, a row 'mean' whose ``figures`` are averaged over categories."""
+    groups: dict[tuple, list[Mapping[str, Any]]] = {}
+    for row in rows:
+        groups.setdefault(tuple(row[key] for key in keys), []).append(row)
+    return [
+        {**own[0], "category": "mean"} | {name: mean([row[name] for row in own]) for name in figures}
+        for own in groups.values()
+    ]
+
+
 def mean(values: Sequence[float | None]) -> float | None:
     """Mean of the values that are defined; None if none is."""
     defined = [value for value in values if value is not None]
