@@ -26,7 +26,7 @@ from models.whitening import METRICS, fit_whitening
 from utils.checkpoint import build_net
 from utils.console import check_writable, command, for_each
 from utils.dataset import find_categories
-from utils.experiments import Features, banks, extract, predict
+from utils.experiments import Features, banks, extract, predict, single_bank
 from utils.figures import draw_ablation
 from utils.metrics import Metrics, evaluate
 from utils.settings import Settings, SettingsParser, positive, ratio_name

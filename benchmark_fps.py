@@ -103,8 +103,8 @@ def benchmark(settings: Settings, category: str, net: WedgeNet, calls: int) -> l
             "ratio": model.ratio,
             "categories": 1,
             "image_auroc": auroc(result.labels, result.scores),
-            "bank_vectors": len(detector.bank),
-            "bank_mb": detector.bank.vectors.nbytes / 1e6,
+            "bank_vectors": detector.bank_vectors,
+            "bank_mb": detector.bank_bytes / 1e6,
             **latency("", seconds[model, "search"]),
             "speed_up": None,
             **latency("end_to_end_", seconds[model, "end_to_end"]),
@@ -113,7 +113,7 @@ def benchmark(settings: Settings, category: str, net: WedgeNet, calls: int) -> l
             "backbone": settings.patchcore_backbone if model.name == PATCHCORE else settings.backbone,
             "engine": detector.net.backbone.name,
             "dtype": "float32",  # of the arithmetic
-            "bank_dtype": str(detector.bank.vectors.dtype).removeprefix("torch."),
+            "bank_dtype": str(detector.banks[0].vectors.dtype).removeprefix("torch."),
         }
         rows.append(row)
         print(
@@ -160,7 +160,7 @@ def load_pixels(settings: Settings, samples: Sequence[Sample], limit: int) -> li
 
 def timed_calls(detector: Detector, pixels: Sequence[Tensor]) -> tuple[Callable[[], object], ...]:
     """The backbone alone, features and search, and pixels to score; each call takes the next image."""
-    net, bank = detector.net, detector.bank
+    net = detector.net
 
     def as_image(array: Tensor) -> Tensor:
         return array.to(net.device).permute(2, 0, 1)[None].float().div_(255)
@@ -169,7 +169,7 @@ def timed_calls(detector: Detector, pixels: Sequence[Tensor]) -> tuple[Callable[
     for_bound, for_search, for_score = itertools.cycle(images), itertools.cycle(images), itertools.cycle(pixels)
     return (
         lambda: net.backbone(next(for_bound)),
-        lambda: bank.nearest(net.embed(next(for_search)).flatten(0, 1)),
+        lambda: detector.distances(net.embed(next(for_search))),
         lambda: detector.predict(as_image(next(for_score))).scores.item(),
     )
 

@@ -14,10 +14,11 @@ config.py.
 
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 
 import config
 from utils.console import command
-from utils.robustness import COLOUR, measure_robustness
+from utils.robustness import COLOUR, add_levels, measure_robustness
 from utils.settings import SettingsParser
 
 CSV = "final_color_comparison_{}_{}.csv"
@@ -27,8 +28,10 @@ PNG = "figure6_color_robustness_{}_{}.png"
 @command
 def main(argv: Sequence[str] | None = None) -> int:
     """Measure every category and ratio that the settings ask for; returns the exit code."""
-    settings, _ = SettingsParser(config, __doc__).read(argv)
-    return measure_robustness(settings, COLOUR, CSV, PNG)
+    parser = SettingsParser(config, __doc__)
+    add_levels(parser, COLOUR)
+    settings, options = parser.read(argv)
+    return measure_robustness(settings, replace(COLOUR, levels=options.levels), CSV, PNG)
 
 
 if __name__ == "__main__":

@@ -14,10 +14,11 @@ in config.py.
 
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 
 import config
 from utils.console import command
-from utils.robustness import NOISE, measure_robustness
+from utils.robustness import NOISE, add_levels, measure_robustness
 from utils.settings import SettingsParser, positive
 
 CSV = "full_noise_comparison_smoothed_{}_{}.csv"
@@ -31,8 +32,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--noise-seeds", type=positive, default=1, metavar="N", help="draw the noise N times: mean and range (now: 1)"
     )
+    add_levels(parser, NOISE)
     settings, options = parser.read(argv)
-    return measure_robustness(settings, NOISE, CSV, PNG, options.noise_seeds)
+    return measure_robustness(settings, replace(NOISE, levels=options.levels), CSV, PNG, options.noise_seeds)
 
 
 if __name__ == "__main__":

@@ -65,7 +65,7 @@ def evaluate_category(settings: Settings, category: str, net: WedgeNet) -> list[
         row |= {"threshold": limit, "false_alarm_rate": alarms, "detection_rate": detections}
         good = int((scored.labels == 0).sum())
         row |= {"test_good": good, "test_defective": len(samples) - good, "training_images": checkpoint.training_images}
-        rows.append(row | {"bank_vectors": len(detector.bank), "bank_mb": detector.bank.vectors.nbytes / 1e6})
+        rows.append(row | {"bank_vectors": detector.bank_vectors, "bank_mb": detector.bank_bytes / 1e6})
     return rows
 
 

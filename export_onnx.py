@@ -4,7 +4,8 @@
     python export_onnx.py --int8
 
 Writes SAVE_DIR/10pct/model_data_tile_10pct.onnx beside the checkpoint (ONNX opset 18): input ``image`` (N, S, S, 3)
-uint8 RGB, outputs ``score`` (N,) and ``anomaly_map`` (N, S, S); threshold, calibration scores and settings are in the
+uint8 RGB, outputs ``score`` (N,) and ``anomaly_map`` (N, S, S), and with FREQUENCY_STREAM = 'condition' also
+``condition`` (N,) and ``unfamiliar`` (N,); threshold, calibration scores and settings are in the
 model's metadata. Before a file is kept it is compared with PyTorch on the test images. --int8 quarters the backbone,
 and a BANK_DTYPE other than the checkpoint's converts the memory bank; the files' names then end in _int8 and _float16.
 SAVE_DIR/predict.pyz is predict.py in one file, for a device that has no more than requirements-edge.txt. Settings are
@@ -149,9 +150,9 @@ def compare(
             for image in batch.images:
                 expected = detector.predict(image[None])
                 pixels = (image * 255).round().to(torch.uint8).permute(1, 2, 0)[None].contiguous().numpy()
-                score, anomaly_map = model.predict(pixels)
-                scores.append((score[0], expected.scores.item()))
-                map_difference = max(map_difference, float(np.abs(anomaly_map - expected.maps.numpy()).max()))
+                judged = model.predict(pixels)
+                scores.append((judged.scores[0], expected.scores.item()))
+                map_difference = max(map_difference, float(np.abs(judged.maps - expected.maps.numpy()).max()))
     found, wanted = np.array(scores, dtype=np.float64).T
     labels = np.array([sample.label for sample in samples])
     flips = ((found > model.info.threshold) != (wanted > model.info.threshold)).sum()

@@ -6,7 +6,8 @@
 
 MODEL is a .onnx file of export_onnx.py, for which numpy, pillow and onnxruntime are enough, or a .pt file of train.py.
 A part is NG if its score is above the threshold that the good parts of the training set gave for the false-alarm rate;
-the p-value is how often a good part scores as high or higher.
+the p-value is how often a good part scores as high or higher. A picture whose light, focus or noise is like nothing in
+training is judged all the same, and flagged.
 
 Exit code 0; with --fail-on-ng 1 if a part is NG or could not be judged; 2 for bad use, or if nothing could be judged.
 """
@@ -35,10 +36,15 @@ from utils.heatmap import overlay, overlay_path, save_overlay
 from utils.image import EXTENSIONS, read_image
 from utils.watch import follow
 
+UNFAMILIAR = "unfamiliar"  # a condition like none that the model knows
+
 
 @dataclass(frozen=True)
 class Verdict:
-    """One image's row. ``verdict`` is OK, NG or ERROR (unreadable: then the figures are None)."""
+    """One image's row. ``verdict`` is OK, NG or ERROR (unreadable: then the figures are None).
+
+    ``condition`` is the one that the image was judged in, or UNFAMILIAR.
+    """
 
     file: str
     score: float | None
@@ -75,6 +81,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     judged = read_judged(options.csv) if options.watch else set()
 
     counts: Counter[str] = Counter()
+    unfamiliar = 0
     times: list[float] = []
     with ExitStack() as stack:
         mode = "a" if options.watch else "w"
@@ -83,13 +90,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         try:
             for verdict, error in verdicts:
                 counts[verdict.verdict] += 1
+                unfamiliar += verdict.condition == UNFAMILIAR
                 times += [verdict.milliseconds] if verdict.milliseconds is not None else []
                 results.add(verdict, error)
         except KeyboardInterrupt:
             if not options.watch:
                 raise
         finally:
-            print(summary(counts, times), file=sys.stderr)
+            print(summary(counts, unfamiliar, times), file=sys.stderr)
     if counts["ERROR"] and not times and not options.watch:
         return 2
     return int(options.fail_on_ng and counts["NG"] + counts["ERROR"] > 0)
@@ -156,14 +164,15 @@ class Judge:
             pixels = np.stack([self.model.info.geometry.apply(read_image(path))])
         except (InputError, MemoryError) as error:
             return Verdict(printable(str(path)), None, None, "ERROR", None, None), printable(str(error))
-        scores, maps = self.model.predict(pixels)
+        scores, maps, conditions, unfamiliar = self.model.predict(pixels)
         milliseconds = (time.perf_counter() - start) * 1e3
         score = float(scores[0])
         verdict = "NG" if score > self.threshold else "OK"
         p_value = float(p_values(self.calibration, scores)[0])
         if self.heatmaps is not None:
             save_overlay(overlay_path(self.heatmaps, path), overlay(pixels[0], maps[0], self.threshold))
-        return Verdict(printable(str(path)), score, p_value, verdict, round(milliseconds, 2), "clean"), None
+        condition = UNFAMILIAR if unfamiliar[0] else self.model.info.conditions[conditions[0]]
+        return Verdict(printable(str(path)), score, p_value, verdict, round(milliseconds, 2), condition), None
 
 
 def watch(judge: Judge, folder: Path, judged: set[str]) -> Iterator[tuple[Verdict, str | None]]:
@@ -201,9 +210,14 @@ class Results:
         if error is None:
             print(
                 f"{verdict.file}  {verdict.score:.4f}  p {verdict.p_value:.4f}  {verdict.verdict}  "
-                f"{verdict.milliseconds:.1f} ms",
+                f"{verdict.milliseconds:.1f} ms{'' if verdict.condition == 'clean' else '  ' + verdict.condition}",
                 flush=True,
             )
+            if verdict.condition == UNFAMILIAR:
+                print(
+                    f"warning: {verdict.file}: light, focus or noise unlike anything in training: check the camera",
+                    file=sys.stderr,
+                )
         else:
             print(f"error: {error}", file=sys.stderr)
 
@@ -231,9 +245,10 @@ def read_judged(table: Path) -> set[str]:
     return {row[0] for row in rows[1:] if row}
 
 
-def summary(counts: Counter[str], times: Sequence[float]) -> str:
+def summary(counts: Counter[str], unfamiliar: int, times: Sequence[float]) -> str:
     """One line at the end."""
     line = f"{counts.total()} images: {counts['OK']} OK, {counts['NG']} NG, {counts['ERROR']} unreadable"
+    line += f", {unfamiliar} unlike anything in training" if unfamiliar else ""
     return line + (f"; median {statistics.median(times):.1f} ms" if times else "")
 
 

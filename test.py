@@ -4,8 +4,8 @@
     python test.py --category all --limit 5
 
 Six columns: input, ground truth, frequency map, semantic map, anomaly score, overlay with the defect's outline. One
-colour scale for all images of a category. Writes SAVE_DIR/10pct/results/tile/<defect>_<image>.png. Settings are in
-config.py.
+colour scale for all images of a category; the title tells the condition that the image was judged in. Writes
+SAVE_DIR/10pct/results/tile/<defect>_<image>.png. Settings are in config.py.
 """
 
 import sys
@@ -54,7 +54,7 @@ def draw_category(settings: Settings, category: str, net: WedgeNet, limit: int |
     scales = [colour_scale(result.maps, threshold) for result, threshold in zip(scored, thresholds, strict=True)]
     folders = [settings.save_dir / ratio_name(ratio) / "results" / category for ratio in settings.sampling_ratio]
 
-    views = see(net, [samples[index] for index in chosen], settings)
+    views = see(detectors[0].net, [samples[index] for index in chosen], settings)
     for index, streams in zip(progress(chosen, f"{category}: pictures"), views, strict=True):
         sample = samples[index]
         name = f"{category}/{sample.defect}/{sample.path.name}"
@@ -76,6 +76,9 @@ def see(net: WedgeNet, samples: Sequence[Sample], settings: Settings) -> Iterato
     transform = WaveletTransform(settings.wavelet_type).to(net.device)
     for batch in batches(samples, settings):
         images = batch.images.to(net.device)
+        reading = None if net.stream is None else net.stream(images)
+        if reading is not None:
+            images = reading.images
         frequency = frequency_map(transform(images)).cpu().numpy()
         semantic = attention_mask(net.backbone(images)[0])[:, 0].cpu().numpy()
         for place, sample in enumerate(batch.samples):
@@ -84,6 +87,7 @@ def see(net: WedgeNet, samples: Sequence[Sample], settings: Settings) -> Iterato
                 mask=None if sample.mask is None else batch.masks[place].numpy(),
                 frequency=None if settings.frequency_stream == "off" else frequency[place],
                 semantic=semantic[place] if settings.use_semantic else None,
+                condition=None if reading is None else net.conditions[reading.conditions[place]].name,
             )
 
 

@@ -14,6 +14,7 @@ import torch
 import config
 from models.whitening import fit_whitening
 from utils.checkpoint import bank_path, build_net
+from utils.conditions import learn_conditions
 from utils.console import check_writable, command, for_each
 from utils.dataset import find_categories
 from utils.settings import SettingsParser
@@ -40,6 +41,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         "SAVE_DIR",
         lambda patches: fit_whitening(patches, settings.metric, settings.whitening_shrinkage, settings.embedding_dim),
         getattr(torch, settings.bank_dtype),
+        None if net.stream is None else lambda samples, category: learn_conditions(net, samples, settings, category),
     )
     return for_each(categories, lambda category: train_category(settings, category, method, options.overwrite))
 

@@ -24,7 +24,7 @@ from models.whitening import Whitening, fit_whitening
 from utils.checkpoint import build_net
 from utils.console import command, for_each
 from utils.dataset import find_categories
-from utils.experiments import Features, banks, extract, predict
+from utils.experiments import Features, banks, extract, predict, single_bank
 from utils.metrics import aupro, auroc
 from utils.patchcore import build_patchcore
 from utils.settings import Settings, SettingsParser, positive

@@ -1,4 +1,6 @@
-"""A trained detector: one image from pixels to score, in four lines."""
+"""A trained detector: one image from pixels to score, in a few lines."""
+
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -6,7 +8,7 @@ from torch import Tensor
 from models.memory_bank import MemoryBank
 from models.patchcore import PatchCore
 from models.scoring import AnomalyMap, Prediction
-from models.wedge_net import WedgeNet, grid_size
+from models.wedge_net import Embedding, WedgeNet, by_condition, grid_size
 
 Net = WedgeNet | PatchCore
 
@@ -14,23 +16,63 @@ Net = WedgeNet | PatchCore
 class Detector:
     """An embedding and the memory of what good parts look like in it.
 
-    ``calibration_scores`` (n,) are those of good parts that the bank has not seen, for a threshold; empty if unknown.
+    Args:
+        net: the embedding.
+        banks: one for each of the net's conditions, in their order.
+        image_size: height and width of the images.
+        calibration_scores: (n,) of good parts that the bank has not seen, for a threshold; empty if unknown.
+        score_scales: (K, 2), for each bank by what its scores are multiplied and what is added, so that good parts
+            score alike in all conditions; None where there is one bank.
     """
 
-    def __init__(self, net: Net, bank: MemoryBank, image_size: int, calibration_scores: Tensor | None = None):
+    def __init__(
+        self,
+        net: Net,
+        banks: Sequence[MemoryBank],
+        image_size: int,
+        calibration_scores: Tensor | None = None,
+        score_scales: Tensor | None = None,
+    ):
         self.net = net
         self.calibration_scores = torch.zeros(0) if calibration_scores is None else calibration_scores
-        self.bank = bank.to(net.device)
+        self.banks = [bank.to(net.device) for bank in banks]
+        self.scales = None if score_scales is None else score_scales.to(net.device)
         self.grid = grid_size(image_size)
         self.anomaly_map = AnomalyMap(self.grid, image_size, net.scoring).to(net.device)
 
     @torch.inference_mode()
     def predict(self, images: Tensor) -> Prediction:
         """(B, 3, H, W) images in [0, 1] -> their scores and anomaly maps."""
-        return self.predict_features(self.net.embed(images))
+        return self.predict_embedding(self.net.embed(images))
 
     @torch.inference_mode()
-    def predict_features(self, features: Tensor) -> Prediction:
-        """(B, h*w, D) patch features, as ``net.embed`` gives them -> the images' scores and anomaly maps."""
-        distances = self.bank.nearest(features.flatten(0, 1)).view(-1, *self.grid)
-        return self.anomaly_map.predict(distances)
+    def predict_embedding(self, embedding: Embedding) -> Prediction:
+        """What ``net.embed`` made of images -> their scores and anomaly maps."""
+        prediction = self.anomaly_map.predict(self.distances(embedding))
+        reading = embedding.reading
+        if reading is None:
+            return prediction
+        scale, offset = self.scales[reading.conditions].unbind(dim=1)
+        maps = prediction.maps * scale[:, None, None] + offset[:, None, None]
+        return Prediction(prediction.scores * scale + offset, maps, reading.conditions, reading.unfamiliar)
+
+    @torch.inference_mode()
+    def distances(self, embedding: Embedding) -> Tensor:
+        """(B, h, w) distances from each patch to the nearest vector of its condition's bank."""
+        features, reading = embedding
+        if reading is None:
+            return self.banks[0].nearest(features.flatten(0, 1)).view(-1, *self.grid)
+        distances = features.new_empty(len(features), *self.grid)
+        for condition, chosen in by_condition(reading.conditions):
+            distances[chosen] = self.banks[condition].nearest(features[chosen].flatten(0, 1)).view(-1, *self.grid)
+        return distances
+
+    @property
+    def bank_vectors(self) -> int:
+        """Vectors in all banks together."""
+        return sum(len(bank) for bank in self.banks)
+
+    @property
+    def bank_bytes(self) -> int:
+        """Bytes of all banks' vectors together."""
+        return sum(bank.vectors.nbytes for bank in self.banks)

@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-STREAMS = ("gate", "off")
+STREAMS = ("condition", "gate", "off")
 
 
 class WaveletTransform(nn.Module):

@@ -18,6 +18,7 @@ from onnx import TensorProto, compose, helper
 from torch import Tensor, nn
 
 from models.backbone import Backbone
+from models.condition import ConditionStream
 from models.detector import Detector
 from models.engine import fold_batch_norms
 from models.errors import InputError
@@ -29,46 +30,80 @@ LARGEST = 2**31 - 2**20  # bytes that one protobuf file can hold, with room for 
 
 
 class BankSearch(nn.Module):
-    """Distance from each patch to the nearest vector of the bank, one tile of the bank after the other.
+    """Distance from each patch to the nearest vector of a bank, one tile of the bank after the other.
 
     |q - b|^2 = |q|^2 + |b|^2 - 2 q.b is taken around the bank's mean, which keeps rounding small beside distances.
+    Of several banks each image is searched in its own.
 
     Args:
-        vectors: (M, D) float32 or float16, kept as they are; the arithmetic is float32.
+        banks: K banks (M, D) of one size, float32 or float16, kept as they are; the arithmetic is float32.
     """
 
-    def __init__(self, vectors: Tensor) -> None:
+    def __init__(self, banks: Sequence[Tensor]) -> None:
         super().__init__()
-        self.register_buffer("centre", vectors.mean(dim=0, dtype=torch.float32))
-        for number, tile in enumerate(vectors.split(TILE)):
-            self.register_buffer(f"tile{number}", tile.T.contiguous())
-            self.register_buffer(f"norms{number}", (tile.float() - self.centre).square().sum(dim=1))
+        vectors = torch.stack(list(banks))
+        self.register_buffer("centre", vectors.mean(dim=1, keepdim=True, dtype=torch.float32))
+        for number, tile in enumerate(vectors.split(TILE, dim=1)):
+            self.register_buffer(f"tile{number}", tile.transpose(1, 2).contiguous())
+            self.register_buffer(f"norms{number}", (tile.float() - self.centre).square().sum(dim=2)[:, None])
         self.tiles = number + 1
 
-    def forward(self, features: Tensor) -> Tensor:
-        """(B, P, D) patch features -> (B, P) Euclidean distances."""
-        queries = (features - self.centre).flatten(0, 1)
-        doubled = queries * -2
+    def forward(self, features: Tensor, conditions: Tensor | None = None) -> Tensor:
+        """(B, P, D) patch features, and (B,) the bank of each image where there are several -> (B, P) distances."""
+        shape = features.shape[:2]
+        if conditions is None:
+            features = features.flatten(0, 1)[None]  # one large product instead of one for each image
+
+        def own(buffer: str) -> Tensor:
+            return self.get_buffer(buffer) if conditions is None else self.get_buffer(buffer)[conditions]
+
+        centre = own("centre")
+        queries = features - centre
+        doubled, centre = queries * -2, centre.transpose(1, 2)
         best = None
         for number in range(self.tiles):
-            tile, norms = self.get_buffer(f"tile{number}"), self.get_buffer(f"norms{number}")
-            least = torch.addmm(norms, doubled, tile.float() - self.centre[:, None]).amin(dim=1)
+            products = torch.baddbmm(own(f"norms{number}"), doubled, own(f"tile{number}").float() - centre)
+            least = products.amin(dim=2)
             best = least if best is None else torch.minimum(best, least)
-        squared = best + queries.square().sum(dim=1)
-        return squared.clamp_min(0).sqrt().unflatten(0, features.shape[:2])
+        squared = best + queries.square().sum(dim=2)
+        return squared.clamp_min(0).sqrt().view(shape)
 
 
 class _Head(nn.Module):
-    """What follows the backbone."""
+    """What follows the backbone: features, metric, search, map and score."""
 
     def __init__(self, detector: Detector, bank_dtype: torch.dtype) -> None:
         super().__init__()
         self.net, self.grid, self.anomaly_map = detector.net, detector.grid, detector.anomaly_map
-        self.search = BankSearch(detector.bank.vectors.to(bank_dtype))
+        self.search = BankSearch([bank.vectors.to(bank_dtype) for bank in detector.banks])
+        if self.net.whitening:
+            self.register_buffer("mean", torch.stack([whitening.mean for whitening in self.net.whitening])[:, None])
+            self.register_buffer("matrix", torch.stack([whitening.matrix for whitening in self.net.whitening]))
+        self.register_buffer("scales", detector.scales)
 
-    def forward(self, images: Tensor, layer2: Tensor, layer3: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(self, images: Tensor, layer2: Tensor, layer3: Tensor, conditions: Tensor | None = None):
         features = self.net.combine(images, layer2, layer3)
-        return self.anomaly_map.predict(self.search(features).unflatten(1, self.grid))
+        chosen = 0 if conditions is None else conditions
+        if self.net.whitening:
+            features = (features - self.mean[chosen]) @ self.matrix[chosen]
+        distances = self.search(features, conditions)
+        scores, maps, *_ = self.anomaly_map.predict(distances.unflatten(1, self.grid))
+        if conditions is None:
+            return scores, maps
+        scale, offset = self.scales[conditions].unbind(dim=1)
+        return scores * scale + offset, maps * scale[:, None, None] + offset[:, None, None]
+
+
+class _Stream(nn.Module):
+    """What comes before the backbone: the light aligned, and the condition."""
+
+    def __init__(self, stream: ConditionStream) -> None:
+        super().__init__()
+        self.stream = stream
+
+    def forward(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        reading = self.stream(images)
+        return reading.images, reading.conditions, reading.unfamiliar
 
 
 def detector_graph(
@@ -81,7 +116,8 @@ def detector_graph(
 ) -> onnx.ModelProto:
     """One checked ONNX model of a detector on the CPU.
 
-    Input ``image`` (N, S, S, 3) uint8 RGB; outputs ``score`` (N,) and ``anomaly_map`` (N, S, S), N open.
+    Input ``image`` (N, S, S, 3) uint8 RGB; outputs ``score`` (N,) and ``anomaly_map`` (N, S, S), N open; with several
+    conditions also ``condition`` (N,) int64 and ``unfamiliar`` (N,) bool.
 
     Args:
         backbone: the one that the detector's embedding was built with.
@@ -93,7 +129,7 @@ def detector_graph(
     Raises:
         InputError: the bank is too large for one file.
     """
-    size = detector.bank.vectors.numel() * torch.finfo(bank_dtype).bits // 8
+    size = sum(bank.vectors.numel() for bank in detector.banks) * bank_dtype.itemsize
     if size > LARGEST:
         raise InputError(
             f"a bank of {size / 1e9:.1f} GB does not fit in one ONNX file (2 GB): use BANK_DTYPE = 'float16' or "
@@ -101,35 +137,44 @@ def detector_graph(
         )
     network = onnx.load_from_string(onnx_graph(fold_batch_norms(copy.deepcopy(backbone))))
     network = network.graph if int8_images is None else _quantised(network, int8_images)
-    head = _head(detector, bank_dtype, torch.zeros(2, 3, image_size, image_size), backbone)
+    example = torch.zeros(2, 3, image_size, image_size)
     layers = [output.name for output in network.output]
-    first = _merge(_pixels(image_size), network, {"images": "images"}, keep=["images"])
-    graph = _merge(first, head, dict(zip(["images", *layers], ["images", "layer2", "layer3"], strict=True)))
+    graph, images, chosen = _pixels(image_size), "images", []
+    inputs = {"images": example, **dict(zip(("layer2", "layer3"), backbone(example), strict=True))}
+    if detector.net.stream is not None:
+        chosen = ["condition", "unfamiliar"]
+        stream = _exported(_Stream(detector.net.stream), "stream", {"images": example}, ["aligned", *chosen])
+        graph, images = _merge(graph, stream, {"images": "images"}), "aligned"
+        inputs["condition"] = torch.zeros(len(example), dtype=torch.int64)
+    graph = _merge(graph, network, {images: "images"}, keep=[images, *chosen])
+    head = _exported(_Head(detector, bank_dtype), "head", inputs, ["score", "anomaly_map"])
+    links = dict(zip([images, *layers, *chosen[:1]], inputs, strict=True))
+    graph = _merge(graph, head, links, keep=chosen)
     whole = helper.make_model(graph, opset_imports=[helper.make_opsetid("", OPSET)], ir_version=IR_VERSION)
     onnx.checker.check_model(whole, full_check=True)
     return whole
 
 
-def _head(detector: Detector, bank_dtype: torch.dtype, example: Tensor, backbone: Backbone) -> onnx.GraphProto:
-    """Inputs ``images`` (N, 3, S, S), ``layer2`` and ``layer3``; outputs ``score`` and ``anomaly_map``."""
+def _exported(module: nn.Module, name: str, inputs: dict[str, Tensor], outputs: Sequence[str]) -> onnx.GraphProto:
+    """The graph of a module, with an open batch: examples of its ``inputs`` by name, and its ``outputs``' names."""
     open_batch = {0: torch.export.Dim("batch")}
     with torch.no_grad(), warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # that three inputs share one batch is just what is meant
+        warnings.simplefilter("ignore")  # that the inputs share one batch is just what is meant
         program = torch.onnx.export(
-            _Head(detector, bank_dtype).eval(),
-            (example, *backbone(example)),
+            module.eval(),
+            tuple(inputs.values()),
             dynamo=True,
             opset_version=OPSET,
-            input_names=["images", "layer2", "layer3"],
-            output_names=["score", "anomaly_map"],
-            dynamic_shapes=(open_batch,) * 3,
+            input_names=list(inputs),
+            output_names=list(outputs),
+            dynamic_shapes=(open_batch,) * len(inputs),
             verbose=False,
         )
-    head = program.model_proto.graph
-    head.name = "head"
-    for node in head.node:
+    graph = program.model_proto.graph
+    graph.name = name
+    for node in graph.node:
         del node.metadata_props[:]  # where in this machine's source files each came from
-    return head
+    return graph
 
 
 def _pixels(image_size: int) -> onnx.GraphProto:

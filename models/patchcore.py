@@ -5,8 +5,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from models.backbone import Backbone
+from models.condition import CLEAN
 from models.engine import make_engine
 from models.scoring import PATCHCORE
+from models.wedge_net import Embedding
 
 
 class PatchCore:
@@ -19,11 +21,12 @@ class PatchCore:
 
     >>> from models.backbone import build_backbone
     >>> net = PatchCore(build_backbone("efficientnet_lite0"))
-    >>> net.embed(torch.rand(2, 3, 224, 224)).shape
+    >>> net.embed(torch.rand(2, 3, 224, 224)).features.shape
     torch.Size([2, 784, 152])
     """
 
     scoring = PATCHCORE
+    conditions = (CLEAN,)
 
     def __init__(self, backbone: Backbone, *, device: torch.device | str = "cpu", engine: str = "auto"):
         self.device = torch.device(device)
@@ -36,8 +39,8 @@ class PatchCore:
         return {}
 
     @torch.inference_mode()
-    def embed(self, images: Tensor) -> Tensor:
-        """(B, 3, H, W) images in [0, 1] -> (B, h*w, D) patch features, row by row; h, w = ceil(H / 8), ceil(W / 8).
+    def embed(self, images: Tensor) -> Embedding:
+        """(B, 3, H, W) images in [0, 1] -> their patch features (B, h*w, D); h, w = ceil(H / 8), ceil(W / 8).
 
         D is the sum of both layers' channels (WideResNet-50: 1536). Features keep the length that the network gives.
         """
@@ -46,4 +49,4 @@ class PatchCore:
             for layer in self.backbone(images.to(self.device, torch.float32))
         )
         layer3 = F.interpolate(layer3, size=layer2.shape[-2:], mode="bilinear")
-        return torch.cat([layer2, layer3], dim=1).flatten(2).transpose(1, 2)
+        return Embedding(torch.cat([layer2, layer3], dim=1).flatten(2).transpose(1, 2))

@@ -4,7 +4,9 @@ import torch.nn.functional as F
 
 from models.backbone import build_backbone
 from models.calibration import held_out_scores
+from models.condition import ConditionStream
 from models.detector import Detector
+from models.frequency import FrequencyGate
 from models.memory_bank import MemoryBank
 from models.scoring import AnomalyMap
 from models.semantic import attention_mask
@@ -20,20 +22,28 @@ def images(count, size=96):
     return torch.rand(count, 3, size, size, generator=torch.Generator().manual_seed(count))
 
 
-@pytest.mark.parametrize(("stream", "semantic", "dim"), [("gate", True, 192), ("off", True, 192), ("gate", False, 152)])
+@pytest.mark.parametrize(
+    ("stream", "semantic", "dim"),
+    [("gate", True, 192), ("off", True, 192), ("gate", False, 152), ("condition", True, 192)],
+)
 def test_an_image_is_embedded_alike_in_any_batch(backbone, stream, semantic, dim):
-    net = WedgeNet(backbone, frequency_stream=stream, use_semantic=semantic)
+    frequency = {
+        "condition": lambda: ConditionStream("haar", ["clean", "noise10", "blur1"], True, 96),
+        "gate": lambda: FrequencyGate("haar", backbone.channels, 42),
+        "off": lambda: None,
+    }[stream]()
+    net = WedgeNet(backbone, frequency=frequency, use_semantic=semantic)
     batch = images(32)
-    together = net.embed(batch)
+    together = net.embed(batch).features
     assert together.shape == (32, 12 * 12, dim)
     assert net.dim == dim
-    alone = torch.cat([net.embed(image[None]) for image in batch[:6]])
+    alone = torch.cat([net.embed(image[None]).features for image in batch[:6]])
     torch.testing.assert_close(alone, together[:6], atol=1e-5, rtol=1e-4)
 
 
 def test_embedding_is_what_the_design_says(backbone):
     """Written out step by step with the stream off: normalise, weigh, put together, average 3 x 3 by hand."""
-    net = WedgeNet(backbone, frequency_stream="off", engine="torch")
+    net = WedgeNet(backbone, engine="torch")
     batch = images(2)
     layer2, layer3 = backbone(batch)
     layer3 = F.interpolate(layer3, size=layer2.shape[-2:], mode="bilinear")
@@ -47,13 +57,13 @@ def test_embedding_is_what_the_design_says(backbone):
     padded = F.pad(joined, (1, 1, 1, 1))
     height, width = joined.shape[-2:]
     average = sum(padded[:, :, i : i + height, j : j + width] for i in range(3) for j in range(3)) / 9
-    torch.testing.assert_close(net.embed(batch), average.flatten(2).transpose(1, 2), atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(net.embed(batch).features, average.flatten(2).transpose(1, 2), atol=1e-5, rtol=1e-4)
 
 
 @pytest.mark.parametrize("size", [96, 100, 224])
 def test_grid_is_the_embeddings(backbone, size):
     rows, columns = grid_size(size)
-    assert WedgeNet(backbone).embed(images(1, size)).shape[1] == rows * columns
+    assert WedgeNet(backbone).embed(images(1, size)).features.shape[1] == rows * columns
 
 
 def test_attention_is_scaled_per_image():
@@ -67,7 +77,8 @@ def test_attention_is_scaled_per_image():
 
 def test_seed_decides_the_gate(backbone):
     batch = images(1)
-    first, again, other = (WedgeNet(backbone, seed=seed).embed(batch) for seed in (1, 1, 2))
+    gates = [FrequencyGate("haar", backbone.channels, seed) for seed in (1, 1, 2)]
+    first, again, other = (WedgeNet(backbone, frequency=gate).embed(batch).features for gate in gates)
     assert torch.equal(first, again)
     assert not torch.allclose(first, other)
 
@@ -75,7 +86,7 @@ def test_seed_decides_the_gate(backbone):
 def test_an_image_in_memory_scores_nothing_and_a_spot_shows_where_it_is(backbone):
     net = WedgeNet(backbone)
     good = images(4) * 0.2 + 0.4
-    detector = Detector(net, MemoryBank(net.embed(good).flatten(0, 1)), 96)
+    detector = Detector(net, [MemoryBank(net.embed(good).features.flatten(0, 1))], 96)
     bad = good[:1].clone()
     bad[:, :, 60:80, 10:30] = 0
     known, defect = detector.predict(good), detector.predict(bad)

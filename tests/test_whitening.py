@@ -118,21 +118,21 @@ def images(count):
 
 def test_an_embedding_is_mapped_last_and_alike_in_any_batch(net):
     batch = images(8)
-    raw = net.embed(batch)
+    raw = net.embed(batch).features
     whitening = fit_whitening(raw.flatten(0, 1), dim=50)
-    mapped = net.with_whitening(whitening).embed(batch)
+    mapped = net.with_whitening(whitening).embed(batch).features
     torch.testing.assert_close(mapped, (raw - whitening.mean) @ whitening.matrix)
     assert net.whitening is None
-    alone = torch.cat([net.with_whitening(whitening).embed(image[None]) for image in batch])
+    alone = torch.cat([net.with_whitening(whitening).embed(image[None]).features for image in batch])
     torch.testing.assert_close(alone, mapped, atol=1e-3, rtol=1e-3)
 
 
 def test_a_state_brings_the_network_back(net):
     batch = images(2)
-    whitened = net.with_whitening(fit_whitening(net.embed(batch).flatten(0, 1), dim=40))
+    whitened = net.with_whitening(fit_whitening(net.embed(batch).features.flatten(0, 1), dim=40))
     again = net.with_state(whitened.state())
     assert again.dim == 40
-    assert torch.equal(again.embed(batch), whitened.embed(batch))
+    assert torch.equal(again.embed(batch).features, whitened.embed(batch).features)
     assert net.with_state(whitened.state()) is again  # so that an image is embedded once for all banks of a category
     assert net.with_state(net.state()) is net
     assert net.whitening is None
@@ -151,7 +151,7 @@ def test_a_bank_takes_half_the_bytes_in_float16_and_scores_alike(flags, tmp_path
         mine = [*flags, "--metric", metric, "--bank-dtype", dtype, "--save-dir", str(tmp_path / dtype)]
         assert train.main(mine) == 0
         settings, detector = loaded(mine)
-        assert detector.bank.vectors.dtype == getattr(torch, dtype)
+        assert detector.banks[0].vectors.dtype == getattr(torch, dtype)
         found[dtype] = score_samples([detector], samples_of(settings, "tile"), settings, "test")[0].scores
     np.testing.assert_allclose(found["float16"], found["float32"], rtol=1e-3)
 
@@ -160,7 +160,7 @@ def test_a_bank_has_the_dimensions_that_are_asked_for(flags, tmp_path):
     mine = [*flags, "--embedding-dim", "40"]
     assert train.main(mine) == 0
     settings, detector = loaded(mine)
-    assert detector.bank.dim == detector.net.dim == 40
+    assert detector.banks[0].dim == detector.net.dim == 40
     together, alone = (
         score_samples([detector], samples_of(settings, "tile")[:count], settings, "test")[0].scores for count in (8, 1)
     )

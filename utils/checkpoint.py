@@ -9,26 +9,31 @@ import torch
 from torch import Tensor
 
 from models.backbone import build_backbone
+from models.condition import ConditionStream
 from models.detector import Detector, Net
 from models.errors import InputError
+from models.frequency import FrequencyGate
 from models.memory_bank import MemoryBank
 from models.wedge_net import WedgeNet
 from utils.atomic import atomic_file
 from utils.settings import Settings, ratio_name
 
-FORMAT = 1
+FORMAT = 2
 
 
 @dataclass(frozen=True)
 class Checkpoint:
     """One category's memory bank and what it was made with.
 
-    ``memory_bank`` (M, D) float32 or float16; ``settings`` those the embedding depends on; ``state`` what the embedding
-    has beside the backbone; ``fingerprint`` of the backbone's weights; ``training_digest`` of the training files;
-    ``calibration_scores`` (n,) of training images against a bank without them.
+    ``memory_bank`` (M, D) float32 or float16, the banks of all conditions one after the other, of equal size;
+    ``score_scales`` (K, 2) what makes their scores alike, see ``Detector``; ``settings`` those the embedding depends
+    on; ``state`` what the embedding has beside the backbone; ``fingerprint`` of the backbone's weights;
+    ``training_digest`` of the training files; ``calibration_scores`` (n,) of training images against a bank without
+    them.
     """
 
     memory_bank: Tensor
+    score_scales: Tensor
     settings: dict[str, Any]
     state: dict[str, Tensor]
     fingerprint: str
@@ -81,6 +86,8 @@ def as_checkpoint(contents: Any, path: Path) -> Checkpoint:
         raise InputError(
             f"{path} has format {contents['format']}, newer than this program's {FORMAT}: update WEDGE-Net"
         )
+    if contents["format"] < FORMAT:
+        raise InputError(f"{path} was made by an older version of this program: train it again (--overwrite)")
     if missing := sorted(names - set(contents)):
         raise InputError(f"{path} is not a complete WEDGE-Net memory bank: it lacks {', '.join(missing)}")
     for name, kind in get_type_hints(Checkpoint).items():
@@ -88,6 +95,9 @@ def as_checkpoint(contents: Any, path: Path) -> Checkpoint:
             raise InputError(f"{path} is damaged: its {name} is of type {type(contents[name]).__name__}")
     if contents["memory_bank"].ndim != 2 or contents["calibration_scores"].ndim != 1:
         raise InputError(f"{path} is damaged: its memory_bank or its calibration_scores have a wrong shape")
+    count = len(contents["score_scales"])
+    if contents["score_scales"].shape != (count, 2) or not count or len(contents["memory_bank"]) % count:
+        raise InputError(f"{path} is damaged: its memory_bank does not fit its score_scales")
     return Checkpoint(**{name: contents[name] for name in names})
 
 
@@ -102,20 +112,26 @@ def misfit(checkpoint: Checkpoint, embedding: Mapping[str, Any], net: Net) -> st
     dim = embedding.get("EMBEDDING_DIM") or net.dim
     if checkpoint.memory_bank.shape[1] != dim:
         return f"its vectors have {checkpoint.memory_bank.shape[1]} dimensions, the embedding has {dim}"
+    if len(checkpoint.score_scales) != len(net.conditions):
+        return f"it holds {len(checkpoint.score_scales)} conditions, the settings {len(net.conditions)}"
     return None
 
 
 def build_net(settings: Settings) -> WedgeNet:
-    """The embedding network that the settings describe, without a metric: that comes from a category's training images.
+    """The embedding network that the settings describe, without what comes from a category's training images.
 
     Raises :class:`InputError` if EMBEDDING_DIM asks for more dimensions than there are.
     """
+    backbone = build_backbone(settings.backbone, settings.backbone_weights)
+    frequency = None
+    if settings.frequency_stream == "gate":
+        frequency = FrequencyGate(settings.wavelet_type, backbone.channels, settings.seed)
+    elif settings.frequency_stream == "condition":
+        frequency = build_stream(settings)
     net = WedgeNet(
-        build_backbone(settings.backbone, settings.backbone_weights),
-        wavelet=settings.wavelet_type,
-        frequency_stream=settings.frequency_stream,
+        backbone,
+        frequency=frequency,
         use_semantic=settings.use_semantic,
-        seed=settings.seed,
         device=settings.device,
         engine=settings.engine,
     )
@@ -127,6 +143,18 @@ def build_net(settings: Settings) -> WedgeNet:
     return net
 
 
+def build_stream(settings: Settings) -> ConditionStream:
+    """The 'condition' stream that the settings describe, which knows no images yet."""
+    return ConditionStream(settings.wavelet_type, settings.conditions, settings.light_alignment, settings.image_size)
+
+
+def make_detector(checkpoint: Checkpoint, net: Net, image_size: int) -> Detector:
+    """The detector of a checkpoint that fits ``net``, which is as it was when the checkpoint was made."""
+    scales = checkpoint.score_scales
+    parts = checkpoint.memory_bank.chunk(len(scales))
+    return Detector(net, [MemoryBank(part) for part in parts], image_size, checkpoint.calibration_scores, scales)
+
+
 def load_detector(settings: Settings, category: str, ratio: float, net: WedgeNet) -> tuple[Detector, Checkpoint]:
     """The detector of one category and ratio; of ``net`` it shares the backbone, the rest comes from the checkpoint.
 
@@ -136,6 +164,4 @@ def load_detector(settings: Settings, category: str, ratio: float, net: WedgeNet
     checkpoint = load_checkpoint(path)
     if reason := misfit(checkpoint, settings.embedding(), net):
         raise InputError(f"memory bank {path} does not fit: {reason}; change the setting or train again")
-    net = net.with_state(checkpoint.state)
-    bank = MemoryBank(checkpoint.memory_bank)
-    return Detector(net, bank, settings.image_size, checkpoint.calibration_scores), checkpoint
+    return make_detector(checkpoint, net.with_state(checkpoint.state), settings.image_size), checkpoint

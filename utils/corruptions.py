@@ -1,6 +1,7 @@
-"""What a factory does to a picture: sensor noise and changing light and colour, on pixels in [0, 1]."""
+"""What a factory does to a picture: sensor noise, poor focus, changing light and colour, on pixels in [0, 1]."""
 
 import hashlib
+import math
 from collections.abc import Sequence
 
 import torch
@@ -22,6 +23,16 @@ def gaussian_noise(images: Tensor, sigma: float, names: Sequence[str], seed: int
 def _standard_normal(key: str, shape: torch.Size) -> Tensor:
     seed = int.from_bytes(hashlib.sha256(key.encode()).digest()[:8], "big", signed=True)
     return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
+
+
+def gaussian_blur(images: Tensor, sigma: float) -> Tensor:
+    """Blur images (B, 3, H, W) by a Gaussian of ``sigma`` pixels; the border is mirrored. 0 leaves them as they are."""
+    if sigma == 0:
+        return images
+    from torchvision.transforms.v2 import functional  # slow to import, and noise does without
+
+    size = 2 * min(math.ceil(3 * sigma), min(images.shape[-2:]) - 1) + 1
+    return functional.gaussian_blur(images, [size, size], [sigma, sigma])
 
 
 def color_jitter(images: Tensor, factor: float) -> Tensor:

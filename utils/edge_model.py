@@ -3,7 +3,7 @@
 import json
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
@@ -37,6 +37,11 @@ class ModelInfo:
         crop = self.settings["CENTER_CROP"]
         size = self.settings["IMAGE_SIZE"]
         return Geometry(size, self.settings["RESIZE"] if crop else size, crop)
+
+    @property
+    def conditions(self) -> list[str]:
+        """The conditions that an image may be in, by the numbers that a model gives."""
+        return (self.settings.get("CONDITIONS") or "clean").split(",")
 
     def to_json(self) -> str:
         """Text for the model's metadata."""
@@ -78,13 +83,24 @@ def model_info(
     return ModelInfo(category, scores, false_alarm_rate, threshold, settings, fingerprint, versions)
 
 
+class Judged(NamedTuple):
+    """``scores`` (N,), anomaly ``maps`` (N, S, S), and for each image the condition that it was judged in, by its
+    number among ``ModelInfo.conditions``, and whether it is ``unfamiliar``: unlike the training images in all of them.
+    """
+
+    scores: np.ndarray
+    maps: np.ndarray
+    conditions: np.ndarray
+    unfamiliar: np.ndarray
+
+
 class Model(Protocol):
     """What ``predict.py`` needs, whatever runs it."""
 
     info: ModelInfo
 
-    def predict(self, images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """(N, S, S, 3) uint8 RGB -> (N,) scores and (N, S, S) anomaly maps."""
+    def predict(self, images: np.ndarray) -> Judged:
+        """Judge (N, S, S, 3) uint8 RGB images."""
 
 
 class OnnxModel:
@@ -123,18 +139,19 @@ class OnnxModel:
         if inputs != [("image", "tensor(uint8)", [size, size, 3])]:
             raise InputError(f"model {path} cannot be used: its input is not what its description says")
 
-    def predict(self, images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """(N, S, S, 3) uint8 RGB -> (N,) scores and (N, S, S) anomaly maps.
+    def predict(self, images: np.ndarray) -> Judged:
+        """Judge (N, S, S, 3) uint8 RGB images.
 
         Raises :class:`InputError` if the model cannot run or gives no finite scores.
         """
+        several = ["condition", "unfamiliar"] if len(self.info.conditions) > 1 else []
         try:
-            scores, maps = self.session.run(["score", "anomaly_map"], {"image": images})
+            scores, maps, *found = self.session.run(["score", "anomaly_map", *several], {"image": images})
         except Exception as error:
             raise InputError(f"the model cannot run ({_line(error)}): export it again") from None
         if not np.isfinite(scores).all():
             raise InputError("the model gives scores that are not finite: export it again")
-        return scores, maps
+        return Judged(scores, maps, *(found or (np.zeros(len(images), int), np.zeros(len(images), bool))))
 
 
 def _line(error: Exception) -> str:

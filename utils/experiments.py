@@ -1,7 +1,7 @@
 """Banks that are made, searched and judged in memory: many variants of a detector on features extracted once."""
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -42,6 +42,11 @@ class Features:
         if whitening is None:
             return self
         return Features(whitening(self.train), whitening(self.test), self.labels, self.masks)
+
+
+def single_bank(settings: Settings) -> Settings:
+    """The settings with one memory bank, as variants are compared here: 'condition' has several and is left out."""
+    return replace(settings, frequency_stream="off") if settings.frequency_stream == "condition" else settings
 
 
 def extract(net: Net, settings: Settings, category: str) -> Features:

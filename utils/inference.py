@@ -18,7 +18,8 @@ from utils.settings import Settings
 class Scored:
     """A category's test images, scored: ``scores`` and ``labels`` (N,), ``maps`` and ``masks`` (N, H, W).
 
-    ``masks`` is None if a defective image has none.
+    ``masks`` is None if a defective image has none. ``conditions`` and ``unfamiliar`` (N,) as a ``Prediction`` has
+    them, and ``detail`` (N, 9) that they follow from; None where there is one condition.
     """
 
     samples: list[Sample]
@@ -26,14 +27,22 @@ class Scored:
     scores: np.ndarray
     maps: np.ndarray
     masks: np.ndarray | None
+    conditions: np.ndarray | None = None
+    unfamiliar: np.ndarray | None = None
+    detail: np.ndarray | None = None
 
 
-def extract_features(net: Net, samples: Sequence[Sample], settings: Settings, what: str) -> Tensor:
+Corruption = Callable[[Batch], Tensor]  # makes the images (B, 3, H, W) that are looked at out of a batch
+
+
+def extract_features(
+    net: Net, samples: Sequence[Sample], settings: Settings, what: str, corrupt: Corruption | None = None
+) -> Tensor:
     """(N, h*w, D) float32 patch features of all samples, in one array on the CPU, allocated once."""
     features = None
     start = 0
-    for batch in _with_progress(samples, settings, what):
-        embedded = net.embed(batch.images)
+    for batch in with_progress(samples, settings, what):
+        embedded = net.embed(batch.images if corrupt is None else corrupt(batch)).features
         if not torch.isfinite(embedded).all():
             bad = (~torch.isfinite(embedded).all(dim=2).all(dim=1)).nonzero()[0].item()
             raise InputError(f"image {batch.samples[bad].path} gives features that are not finite")
@@ -49,30 +58,32 @@ def score_samples(
     samples: Sequence[Sample],
     settings: Settings,
     what: str,
-    corrupt: Callable[[Batch], Tensor] | None = None,
+    corrupt: Corruption | None = None,
 ) -> list[Scored]:
-    """Score the samples with several banks; an embedding that they share is computed once.
-
-    ``corrupt`` makes the images (B, 3, H, W) that are scored out of a batch; None leaves them as they are.
-    """
-    scores, maps, masks = [[] for _ in detectors], [[] for _ in detectors], []
-    for batch in _with_progress(samples, settings, what):
+    """Score the samples with several banks; an embedding that they share is computed once."""
+    found: list[list[dict[str, Tensor]]] = [[] for _ in detectors]
+    masks = []
+    for batch in with_progress(samples, settings, what):
         images = batch.images if corrupt is None else corrupt(batch)
-        features = {net: net.embed(images) for net in dict.fromkeys(detector.net for detector in detectors)}
-        for detector, its_scores, its_maps in zip(detectors, scores, maps, strict=True):
-            prediction = detector.predict_features(features[detector.net])
-            its_scores.append(prediction.scores.cpu())
-            its_maps.append(prediction.maps.cpu())
+        embeddings = {net: net.embed(images) for net in dict.fromkeys(detector.net for detector in detectors)}
+        for detector, parts in zip(detectors, found, strict=True):
+            embedding = embeddings[detector.net]
+            part = detector.predict_embedding(embedding)._asdict()
+            if embedding.reading is not None:
+                part["detail"] = embedding.reading.detail
+            parts.append({name: tensor.cpu() for name, tensor in part.items() if tensor is not None})
         masks.append(batch.masks)
     labels = np.array([sample.label for sample in samples])
     have_masks = labels.any() and all(sample.mask is not None for sample in samples if sample.label)
     truth = torch.cat(masks).numpy() if have_masks else None
-    return [
-        Scored(list(samples), labels, torch.cat(its_scores).numpy(), torch.cat(its_maps).numpy(), truth)
-        for its_scores, its_maps in zip(scores, maps, strict=True)
-    ]
+    results = []
+    for parts in found:
+        whole = {name: torch.cat([part[name] for part in parts]).numpy() for name in parts[0]}
+        results.append(Scored(list(samples), labels, masks=truth, **whole))
+    return results
 
 
-def _with_progress(samples: Sequence[Sample], settings: Settings, what: str) -> Iterator[Batch]:
+def with_progress(samples: Sequence[Sample], settings: Settings, what: str) -> Iterator[Batch]:
+    """The samples in batches, with a progress bar."""
     count = -(-len(samples) // settings.batch_size)
     return progress(batches(samples, settings), f"{what} ({len(samples)} images)", count)

@@ -21,13 +21,15 @@ OUTLINE = "#19e3ff"  # stands out from every colour of HEAT
 class Streams:
     """One image (H, W, 3) in [0, 1] and what is seen of it; None is a grey panel.
 
-    ``mask`` (H, W) bool, the ground truth; ``frequency`` and ``semantic`` (h, w), each from 0 to 1 over the image.
+    ``mask`` (H, W) bool, the ground truth; ``frequency`` and ``semantic`` (h, w), each from 0 to 1 over the image;
+    ``condition`` that the image is judged in, if there are several.
     """
 
     image: np.ndarray
     mask: np.ndarray | None
     frequency: np.ndarray | None
     semantic: np.ndarray | None
+    condition: str | None = None
 
 
 class Maps(NamedTuple):
@@ -58,7 +60,8 @@ def draw_result(
     ``anomaly`` (H, W) is the anomaly map and ``scale`` the range of its colours; ``score`` is the image's.
     """
     figure = Figure(figsize=(12, 2.5), layout="constrained")
-    figure.suptitle(f"{name}    score {score:.4g}{_verdict(score, threshold)}", fontsize=10)
+    condition = "" if streams.condition is None else f"    condition {streams.condition}"
+    figure.suptitle(f"{name}{condition}    score {score:.4g}{_verdict(score, threshold)}", fontsize=10)
     axes = figure.subplots(1, 6)
     _panel(axes[0], streams.image)
     _panel(axes[1], streams.mask, "no mask", cmap="gray", vmin=0, vmax=1)

@@ -14,7 +14,7 @@ from models.detector import Detector
 from models.errors import InputError
 from models.memory_bank import MemoryBank
 from models.patchcore import PatchCore
-from utils.checkpoint import as_checkpoint, misfit
+from utils.checkpoint import as_checkpoint, make_detector, misfit
 from utils.settings import Settings, ratio_name
 
 _ANOMALIB_BANK = "model.memory_bank"  # in the state dict of a Lightning checkpoint of anomalib 2
@@ -84,10 +84,10 @@ def load_patchcore(settings: Settings, category: str) -> Detector | None:
             raise InputError(
                 f"memory bank {path} does not fit: {reason}; change the setting or run train_patchcore.py again"
             )
-        bank, scores = checkpoint.memory_bank, checkpoint.calibration_scores
+        return make_detector(checkpoint, net, settings.image_size)
     else:
         bank, weights = _find_bank(contents, path)
-        scores, dim = None, sum(feature_channels(settings.patchcore_backbone))
+        dim = sum(feature_channels(settings.patchcore_backbone))
         if bank.shape[1] != dim:
             raise InputError(
                 f"memory bank {path} does not fit: its vectors have {bank.shape[1]} dimensions, layers 2 and 3 of "
@@ -98,7 +98,7 @@ def load_patchcore(settings: Settings, category: str) -> Detector | None:
         memory = MemoryBank(bank)
     except InputError as error:
         raise InputError(f"memory bank {path} cannot be used: {error}") from error
-    return Detector(net, memory, settings.image_size, scores)
+    return Detector(net, [memory], settings.image_size)
 
 
 class _Ignored:

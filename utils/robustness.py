@@ -1,5 +1,6 @@
-"""What corruption of the images does to WEDGE-Net and to PatchCore: one loop for noise and for colour."""
+"""What corruption of the images does to WEDGE-Net and to PatchCore: one loop for noise, blur and colour."""
 
+import argparse
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -13,7 +14,7 @@ from models.detector import Detector
 from models.errors import InputError
 from utils.checkpoint import build_net, load_detector
 from utils.console import check_writable, for_each
-from utils.corruptions import color_jitter, gaussian_noise
+from utils.corruptions import color_jitter, gaussian_blur, gaussian_noise
 from utils.dataset import Batch, Sample, batches, find_categories, test_samples
 from utils.figures import draw_robustness
 from utils.inference import score_samples
@@ -23,7 +24,7 @@ from utils.patchcore import find_patchcore, load_patchcore
 from utils.settings import Settings, ratio_name
 from utils.tables import format_table, write_csv
 
-FIGURES = ("auroc", "false_alarm_rate", "detection_rate")
+FIGURES = ("auroc", "false_alarm_rate", "detection_rate", "unfamiliar_rate")
 
 
 @dataclass(frozen=True)
@@ -57,6 +58,13 @@ NOISE = Corruption(
     shown=(0, 10, 20, 40),
     apply=lambda images, names, level, seed: gaussian_noise(images, level, names, seed),
 )
+BLUR = Corruption(
+    symbol="sigma",
+    axis="Gaussian blur: sigma, in pixels",
+    levels=(0, 1, 1.5, 2, 3),
+    shown=(0, 1, 2, 3),
+    apply=lambda images, names, level, seed: gaussian_blur(images, level),
+)
 COLOUR = Corruption(
     symbol="factor",
     axis="colour jitter: factor",
@@ -64,6 +72,23 @@ COLOUR = Corruption(
     shown=(0.0, 1.0, 2.0, 3.0),
     apply=lambda images, names, level, seed: color_jitter(images, level),
 )
+
+
+def add_levels(parser: argparse.ArgumentParser, corruption: Corruption) -> None:
+    """Give a script the flag ``--levels``."""
+    usual = ",".join(f"{level:g}" for level in corruption.levels)
+    help = f"levels to measure, a comma list (now: {usual})"
+    parser.add_argument("--levels", type=_levels, default=corruption.levels, metavar="LIST", help=help)
+
+
+def _levels(text: str) -> tuple[float, ...]:
+    try:
+        levels = sorted({float(part) for part in text.split(",")})
+    except ValueError:
+        levels = []
+    if not levels or not 0 <= levels[0] <= levels[-1] <= 255:
+        raise argparse.ArgumentTypeError(f"must be numbers from 0 to 255, such as 0,5,10, not {text!r}")
+    return tuple(levels)
 
 
 def measure_robustness(settings: Settings, corruption: Corruption, csv: str, png: str, seeds: int = 1) -> int:
@@ -162,7 +187,7 @@ def measure(
     seeds: int,
     what: str,
 ) -> np.ndarray:
-    """FIGURES of detectors of one embedding: (detectors, levels, seeds, 3), NaN where undefined or no detector is."""
+    """FIGURES of detectors of one embedding: (detectors, levels, seeds, 4), NaN where undefined or no detector is."""
     figures = np.full((len(detectors), len(corruption.levels), seeds, len(FIGURES)), np.nan)
     if None in detectors:
         return figures
@@ -174,14 +199,15 @@ def measure(
             results = score_samples(detectors, samples, settings, progress, hook)
             for own, result, threshold in zip(figures, results, thresholds, strict=True):
                 rates = alarm_rates(result.labels, result.scores, threshold)
-                own[place, draw] = np.array([auroc(result.labels, result.scores), *rates], float)
+                unfamiliar = None if result.unfamiliar is None else result.unfamiliar.mean()
+                own[place, draw] = np.array([auroc(result.labels, result.scores), *rates, unfamiliar], float)
         if not level:
             figures[:, place] = figures[:, place, :1]  # the image itself is the same for every seed
     return figures
 
 
 def to_rows(category: str, ratio: float, corruption: Corruption, curves: Mapping[str, np.ndarray]) -> list[dict]:
-    """A row for each level from each method's (levels, seeds, 3) figures: means, and the AUROCs' range over seeds."""
+    """A row for each level from each method's (levels, seeds, 4) figures: means, and the AUROCs' range over seeds."""
     rows = []
     for place, level in enumerate(corruption.levels):
         means = {name: curve[place].mean(axis=0) for name, curve in curves.items()}

@@ -20,6 +20,7 @@ import pywt
 import torch
 
 from models.backbone import BACKBONES
+from models.condition import parse_conditions
 from models.engine import ENGINES
 from models.errors import InputError
 from models.frequency import STREAMS
@@ -101,6 +102,14 @@ def _ratios(value: Any) -> tuple[float, ...]:
     return tuple(sorted(ratios, reverse=True))
 
 
+def _conditions(value: Any) -> tuple[str, ...]:
+    """'clean, noise10' or a list of names -> the names, clean first, kind by kind in ascending order."""
+    names = value.split(",") if isinstance(value, str) else value
+    if not isinstance(names, (list, tuple)) or not all(isinstance(name, str) for name in names):
+        names = ()
+    return tuple(condition.name for condition in parse_conditions([name.strip() for name in names]))
+
+
 def _rate(value: Any) -> float:
     if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value < 1:
         raise ValueError("a number above 0 and below 1")
@@ -161,6 +170,8 @@ class Settings:
     backbone_weights: str | None = _setting(_optional_text, "None = ImageNet, a state-dict file, or 'random' (dry run)")
     wavelet_type: str = _setting(_wavelet, "discrete wavelet of PyWavelets for the frequency stream")
     frequency_stream: str = _setting(_choice(*STREAMS), "frequency stream: " + ", ".join(STREAMS))
+    conditions: tuple[str, ...] = _setting(_conditions, "of 'condition': what images may be in, a comma list")
+    light_alignment: bool = _setting(_truth, "of 'condition': bring each image's light to the training images'")
     use_semantic: bool = _setting(_truth, "add the semantic attention stream to the embedding")
     metric: str = _setting(_choice(*METRICS), "how far apart patches are: " + ", ".join(METRICS))
     whitening_shrinkage: float = _setting(_shrinkage, "of 'whitened': near 0 whitens fully, large values hardly at all")
@@ -179,10 +190,13 @@ class Settings:
     def embedding(self) -> dict[str, Any]:
         """The settings that an embedding depends on, under their constants' names: what a bank must agree with."""
         names = ("IMAGE_SIZE", "CENTER_CROP", "RESIZE", "BACKBONE", "WAVELET_TYPE", "FREQUENCY_STREAM", "USE_SEMANTIC")
-        names += ("METRIC", "WHITENING_SHRINKAGE", "EMBEDDING_DIM")
+        names += ("LIGHT_ALIGNMENT", "METRIC", "WHITENING_SHRINKAGE", "EMBEDDING_DIM")
         values = {name: getattr(self, name.lower()) for name in names}
         if not self.center_crop:
             values["RESIZE"] = None  # not used then
+        values["CONDITIONS"] = ",".join(self.conditions)
+        if self.frequency_stream != "condition":
+            values |= {"CONDITIONS": None, "LIGHT_ALIGNMENT": None}
         if self.metric == "euclidean":
             values["WHITENING_SHRINKAGE"] = None
         return values

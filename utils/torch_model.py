@@ -6,11 +6,9 @@ from types import ModuleType
 import numpy as np
 import torch
 
-from models.detector import Detector
 from models.errors import InputError
-from models.memory_bank import MemoryBank
-from utils.checkpoint import build_net, load_checkpoint, misfit
-from utils.edge_model import ModelInfo, model_info
+from utils.checkpoint import build_net, load_checkpoint, make_detector, misfit
+from utils.edge_model import Judged, ModelInfo, model_info
 from utils.settings import CONSTANTS, make_settings
 
 
@@ -30,8 +28,7 @@ class TorchModel:
         net = build_net(settings)
         if reason := misfit(checkpoint, settings.embedding(), net):
             raise InputError(f"{path} does not fit: {reason}; set BACKBONE_WEIGHTS in config.py")
-        net = net.with_state(checkpoint.state)
-        self.detector = Detector(net, MemoryBank(checkpoint.memory_bank), settings.image_size)
+        self.detector = make_detector(checkpoint, net.with_state(checkpoint.state), settings.image_size)
         self.info: ModelInfo = model_info(
             checkpoint.category,
             checkpoint.calibration_scores.numpy(),
@@ -41,8 +38,10 @@ class TorchModel:
             {"torch": torch.__version__},
         )
 
-    def predict(self, images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """(N, S, S, 3) uint8 RGB -> (N,) scores and (N, S, S) anomaly maps."""
+    def predict(self, images: np.ndarray) -> Judged:
+        """Judge (N, S, S, 3) uint8 RGB images."""
         pixels = torch.from_numpy(images).permute(0, 3, 1, 2).float().div_(255)
-        prediction = self.detector.predict(pixels)
-        return prediction.scores.cpu().numpy(), prediction.maps.cpu().numpy()
+        scores, maps, conditions, unfamiliar = self.detector.predict(pixels)
+        if conditions is None:
+            conditions, unfamiliar = torch.zeros(len(images)).long(), torch.zeros(len(images)).bool()
+        return Judged(*(tensor.cpu().numpy() for tensor in (scores, maps, conditions, unfamiliar)))

@@ -1,5 +1,6 @@
 """Making memory banks, the same way for WEDGE-Net and for the PatchCore baseline."""
 
+import math
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -10,6 +11,7 @@ import torch
 from torch import Tensor
 
 from models.calibration import held_out_scores
+from models.condition import CLEAN, Condition
 from models.coreset import greedy_coreset, random_subset
 from models.detector import Net
 from models.errors import InputError
@@ -17,6 +19,7 @@ from models.scoring import AnomalyMap
 from models.wedge_net import grid_size
 from models.whitening import Whitening
 from utils.checkpoint import Checkpoint, load_checkpoint, misfit, save_checkpoint
+from utils.conditions import training_corruption
 from utils.dataset import Sample, files_digest, train_samples
 from utils.inference import extract_features
 from utils.settings import Settings
@@ -28,7 +31,8 @@ class Method:
 
     ``embedding`` the settings that the features depend on; ``path`` of a category and a ratio: where that bank goes;
     ``folder`` the setting that names its folder; ``fit_metric`` makes (N, D) training patches into the map that the
-    features go through, or None; ``bank_dtype`` what the bank is stored in.
+    features go through, or None; ``bank_dtype`` what the bank is stored in; ``prepare`` makes a category's training
+    images and its name into the net that knows their conditions, None where there is but one.
     """
 
     net: Net
@@ -37,6 +41,7 @@ class Method:
     folder: str
     fit_metric: Callable[[Tensor], Whitening | None] = lambda patches: None
     bank_dtype: torch.dtype = torch.float32
+    prepare: Callable[[Sequence[Sample], str], Net] | None = None
 
 
 def train_category(settings: Settings, category: str, method: Method, overwrite: bool = False) -> None:
@@ -50,25 +55,20 @@ def train_category(settings: Settings, category: str, method: Method, overwrite:
     if not ratios:
         return
 
-    net = method.net
-    features = extract_features(net, samples, settings, f"{category}: features")
-    whitening = method.fit_metric(features.flatten(0, 1))
-    if whitening is not None:
-        net = net.with_whitening(whitening)
-        features = whitening.apply_in_place(features)
-    patches = features.flatten(0, 1)
-    chosen = choose_patches(patches, ratios, settings, category)
-    anomaly_map = AnomalyMap(grid_size(settings.image_size), settings.image_size, net.scoring).to(net.device)
+    net = method.net if method.prepare is None else method.prepare(samples, category)
+    made = [
+        train_condition(net, condition, samples, ratios, settings, method, category) for condition in net.conditions
+    ]
+    maps = [whitening for whitening, _ in made if whitening is not None]
+    if maps:
+        net = net.with_whitening(maps)
 
-    for ratio in ratios:
-        size = bank_size(len(patches), ratio, category)
-        # A whole bank is the features themselves: a copy would double the memory.
-        rows = torch.arange(len(patches)) if ratio == 1 else chosen[:size].sort().values
-        bank = (patches if ratio == 1 else patches[rows]).to(method.bank_dtype)
-        scores = held_out_scores(features, bank, rows // features.shape[1], anomaly_map)
+    for place, ratio in enumerate(ratios):
+        banks, scores = zip(*(banks[place] for _, banks in made), strict=True)
         path = method.path(category, ratio)
         checkpoint = Checkpoint(
-            memory_bank=bank,
+            memory_bank=banks[0] if len(banks) == 1 else torch.cat(banks),
+            score_scales=scales_alike(scores),
             settings=method.embedding,
             state=net.state(),
             fingerprint=net.fingerprint,
@@ -78,10 +78,54 @@ def train_category(settings: Settings, category: str, method: Method, overwrite:
             seed=settings.seed,
             training_images=len(samples),
             training_digest=files_digest(samples),
-            calibration_scores=scores,
+            calibration_scores=scores[0],
         )
         save_checkpoint(path, checkpoint)
-        print(f"[{category}] {len(samples)} images, kept {len(bank)} of {len(patches)} patches: {path}")
+        each = "" if len(banks) == 1 else f" in each of {len(banks)} conditions"
+        patches = len(samples) * math.prod(grid_size(settings.image_size))
+        print(f"[{category}] {len(samples)} images, kept {len(banks[0])} of {patches} patches{each}: {path}")
+
+
+def train_condition(
+    net: Net,
+    condition: Condition,
+    samples: Sequence[Sample],
+    ratios: Sequence[float],
+    settings: Settings,
+    method: Method,
+    category: str,
+) -> tuple[Whitening | None, list[tuple[Tensor, Tensor]]]:
+    """The metric of one condition, and for each ratio a bank (M, D) and scores of images that it does not know."""
+    what = category if condition == CLEAN else f"{category}, {condition.name}"
+    corrupt = training_corruption(condition, samples, settings.seed)
+    features = extract_features(net, samples, settings, f"{what}: features", corrupt)
+    whitening = method.fit_metric(features.flatten(0, 1))
+    if whitening is not None:
+        features = whitening.apply_in_place(features)
+    patches = features.flatten(0, 1)
+    chosen = choose_patches(patches, ratios, settings, what)
+    anomaly_map = AnomalyMap(grid_size(settings.image_size), settings.image_size, net.scoring).to(net.device)
+    made = []
+    for ratio in ratios:
+        size = bank_size(len(patches), ratio, what)
+        # A whole bank is the features themselves: a copy would double the memory.
+        rows = torch.arange(len(patches)) if ratio == 1 else chosen[:size].sort().values
+        bank = (patches if ratio == 1 else patches[rows]).to(method.bank_dtype)
+        made.append((bank, held_out_scores(features, bank, rows // features.shape[1], anomaly_map)))
+    return whitening, made
+
+
+def scales_alike(scores: Sequence[Tensor]) -> Tensor:
+    """(K, 2): by what each condition's scores are multiplied and what is added, to be like those of the first one.
+
+    ``scores`` K times (n,) are of good parts. Mean and standard deviation become the first one's.
+    """
+    scales = torch.tensor([[1.0, 0.0]]).repeat(len(scores), 1)
+    for scale, own in zip(scales[1:], scores[1:], strict=True):
+        if min(len(own), len(scores[0])) > 1 and own.std() > 0 and scores[0].std() > 0:
+            factor = scores[0].std() / own.std()
+            scale[:] = torch.stack([factor, scores[0].mean() - factor * own.mean()])
+    return scales
 
 
 def is_missing(settings: Settings, category: str, ratio: float, method: Method, samples: Sequence[Sample]) -> bool:
