@@ -20,7 +20,6 @@ import torch
 
 import config
 from models.backbone import feature_channels
-from models.frequency import STREAMS
 from models.scoring import WEDGE_NET
 from models.whitening import METRICS, fit_whitening
 from utils.checkpoint import build_net
@@ -68,7 +67,7 @@ def variants(settings: Settings) -> Iterator[Variant]:
     yield Variant("", "as configured", settings)
     paper = {"frequency_stream": "gate", "use_semantic": True, "metric": "euclidean"}
     yield changed("", "the paper's own form", **paper, embedding_dim=None, bank_dtype="float32")
-    for stream in set(STREAMS) - {settings.frequency_stream}:
+    for stream in {"gate", "off"} - {settings.frequency_stream}:
         yield changed("frequency stream", stream, frequency_stream=stream)
     yield changed("semantic stream", "off" if settings.use_semantic else "on", use_semantic=not settings.use_semantic)
     for metric in set(METRICS) - {settings.metric}:
@@ -99,6 +98,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = SettingsParser(config, __doc__)
     parser.add_argument("--seeds", type=positive, default=3, help="coresets for each variant: SEED and those after it")
     settings, options = parser.read(argv)
+    settings = single_bank(settings)
     categories = find_categories(settings)
     check_writable(settings.save_dir, "SAVE_DIR")
     build_net(settings)  # a wrong setting is one message, not one for each category
@@ -165,7 +165,7 @@ def measure_bank(same_bank: Sequence[Variant], raw: Features, category: str, see
 
 def judge(variant: Variant, distances: torch.Tensor, labels: np.ndarray, masks: np.ndarray | None) -> Metrics:
     """The metrics of one bank's (T, h*w) distances, scored as the variant does."""
-    scores, maps = predict(distances, variant.settings.image_size, WEDGE_NET._replace(sigma=variant.sigma))
+    scores, maps, *_ = predict(distances, variant.settings.image_size, WEDGE_NET._replace(sigma=variant.sigma))
     if variant.top:
         scores = maps.flatten(1).topk(round(TOP_SHARE * maps[0].numel()), dim=1).values.mean(dim=1)
     return evaluate(labels, scores.numpy(), masks, maps.numpy())

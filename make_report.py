@@ -375,7 +375,11 @@ def percent(ratio: float) -> str:
 
 def written(value: object) -> str:
     """A setting's value, ratios as a list."""
-    return ", ".join(f"{item:g}" for item in value) if isinstance(value, tuple) else str(value)
+    return (
+        ", ".join(item if isinstance(item, str) else f"{item:g}" for item in value)
+        if isinstance(value, tuple)
+        else str(value)
+    )
 
 
 if __name__ == "__main__":

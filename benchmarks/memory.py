@@ -124,6 +124,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = SettingsParser(config, __doc__)
     parser.add_argument("--seeds", type=positive, default=3, help="coresets for each method: SEED and those after it")
     settings, options = parser.read(argv)
+    settings = single_bank(settings)
     print(describe_machine())
     print(describe_versions("torch"))
     rows: list[Row] = []

@@ -150,6 +150,9 @@ def detector_graph(
     head = _exported(_Head(detector, bank_dtype), "head", inputs, ["score", "anomaly_map"])
     links = dict(zip([images, *layers, *chosen[:1]], inputs, strict=True))
     graph = _merge(graph, head, links, keep=chosen)
+    outputs = {output.name: output for output in graph.output}
+    del graph.output[:]
+    graph.output.extend(outputs[name] for name in ["score", "anomaly_map", *chosen])
     whole = helper.make_model(graph, opset_imports=[helper.make_opsetid("", OPSET)], ir_version=IR_VERSION)
     onnx.checker.check_model(whole, full_check=True)
     return whole

@@ -141,7 +141,7 @@ def test_end_to_end_is_from_pixels_to_the_score_of_evaluation(flags):
     bound, search, end_to_end = timed_calls(detector, pixels)
     expected = [scored.scores[place] for place in (0, 4, 7)] * 2  # the first, the last, one between; then over again
     np.testing.assert_allclose([end_to_end() for _ in expected], expected, rtol=1e-4)
-    assert search().shape == (64,)
+    assert search().shape == (1, 8, 8)
     layer2, layer3 = bound()
     assert layer2.shape[-2:] == (8, 8)
     assert layer3.shape[-2:] == (4, 4)

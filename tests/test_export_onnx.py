@@ -27,11 +27,16 @@ def pixels(line):
 
 
 def test_scores_and_maps_are_those_of_pytorch(line, pixels):
-    scores, maps = OnnxModel(line.model).predict(pixels)
-    wanted_scores, wanted_maps = TorchModel(line.checkpoint, config).predict(pixels)
-    np.testing.assert_allclose(scores, wanted_scores, rtol=1e-4)
-    np.testing.assert_allclose(maps, wanted_maps, atol=1e-3)
-    assert maps.shape == (8, 64, 64)
+    noisy = np.clip(pixels + np.random.default_rng(0).normal(0, 25, pixels.shape), 0, 255).astype(np.uint8)
+    for images in (pixels, noisy):
+        found = OnnxModel(line.model).predict(images)
+        wanted = TorchModel(line.checkpoint, config).predict(images)
+        np.testing.assert_allclose(found.scores, wanted.scores, rtol=1e-4)
+        np.testing.assert_allclose(found.maps, wanted.maps, atol=1e-3)
+        np.testing.assert_array_equal(found.conditions, wanted.conditions)
+        np.testing.assert_array_equal(found.unfamiliar, wanted.unfamiliar)
+        assert found.maps.shape == (8, 64, 64)
+    assert not (OnnxModel(line.model).predict(pixels).conditions == found.conditions).any()
 
 
 def test_an_image_scores_the_same_alone_and_in_a_batch(line, pixels):
@@ -48,7 +53,7 @@ def test_the_file_is_valid_and_self_contained(line, tmp_path):
     assert [(i.name, i.type, i.shape) for i in session.get_inputs()] == [
         ("image", "tensor(uint8)", ["batch", 64, 64, 3])
     ]
-    assert [output.name for output in session.get_outputs()] == ["score", "anomaly_map"]
+    assert [output.name for output in session.get_outputs()] == ["score", "anomaly_map", "condition", "unfamiliar"]
     assert str(line.checkpoint.parent).encode() not in copy.read_bytes()  # nothing of the machine it was made on
     assert b"/models/" not in copy.read_bytes()
 
@@ -93,6 +98,9 @@ def test_a_bank_is_converted_where_that_is_asked_for(line, tmp_path, capsys):
     "changes",
     [
         {"frequency-stream": "off", "use-semantic": "False"},
+        {"frequency-stream": "gate"},
+        {"frequency-stream": "condition", "conditions": "clean,blur1", "light-alignment": "False"},
+        {"frequency-stream": "condition", "metric": "euclidean", "wavelet-type": "db2"},
         {"wavelet-type": "bior2.2", "image-size": "72", "center-crop": "False"},
         {"metric": "euclidean", "bank-dtype": "float32"},
         {"metric": "whitened", "embedding-dim": "70", "bank-dtype": "float16"},
@@ -120,10 +128,13 @@ def test_search_in_tiles_finds_the_nearest(count):
     generator = torch.Generator().manual_seed(count)
     bank, queries = torch.randn(count, 12, generator=generator) + 5, torch.randn(2, 30, 12, generator=generator) + 5
     expected = torch.cdist(queries.double(), bank.double()).amin(dim=2).float()
-    torch.testing.assert_close(BankSearch(bank)(queries), expected, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(BankSearch([bank])(queries), expected, rtol=1e-5, atol=1e-5)
     halved = bank.half()
     expected_of_halved = torch.cdist(queries.double(), halved.double()).amin(dim=2).float()
-    torch.testing.assert_close(BankSearch(halved)(queries), expected_of_halved, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(BankSearch([halved])(queries), expected_of_halved, rtol=1e-5, atol=1e-5)
+    both, conditions = BankSearch([bank, bank + 1]), torch.tensor([1, 0])
+    of_its_own = torch.stack([torch.cdist(queries[0], bank + 1).amin(dim=1), torch.cdist(queries[1], bank).amin(dim=1)])
+    torch.testing.assert_close(both(queries, conditions), of_its_own, rtol=1e-4, atol=1e-4)
     torch.testing.assert_close(MemoryBank(bank).nearest(queries[0]), expected[0], rtol=1e-4, atol=1e-5)
 
 

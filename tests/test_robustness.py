@@ -22,7 +22,7 @@ from utils.settings import SettingsParser
 test_samples.__test__ = False
 COLUMNS = [
     "category", "ratio", "level", "wedge_net_auroc", "patchcore_auroc", "wedge_net_false_alarm_rate",
-    "wedge_net_detection_rate", "patchcore_false_alarm_rate", "patchcore_detection_rate",
+    "wedge_net_detection_rate", "patchcore_false_alarm_rate", "patchcore_detection_rate", "wedge_net_unfamiliar_rate",
 ]  # fmt: skip
 RANGES = [f"{method}_auroc_{end}" for method in ("wedge_net", "patchcore") for end in ("min", "max")]
 

@@ -176,7 +176,8 @@ def save(path, contents):
         (lambda path: path.write_bytes(b""), "damaged"),
         (lambda path: save(path, {"memory_bank": torch.rand(3, 4)}), "no format version"),
         (lambda path: save(path, {"format": 99}), "newer"),
-        (lambda path: save(path, {"format": 1}), "lacks"),
+        (lambda path: save(path, {"format": 1}), "older version"),
+        (lambda path: save(path, {"format": 2}), "lacks"),
         (lambda path: save(path, Path("code")), "damaged or no checkpoint"),
     ],
 )

@@ -120,22 +120,22 @@ def test_an_embedding_is_mapped_last_and_alike_in_any_batch(net):
     batch = images(8)
     raw = net.embed(batch).features
     whitening = fit_whitening(raw.flatten(0, 1), dim=50)
-    mapped = net.with_whitening(whitening).embed(batch).features
+    mapped = net.with_whitening([whitening]).embed(batch).features
     torch.testing.assert_close(mapped, (raw - whitening.mean) @ whitening.matrix)
-    assert net.whitening is None
-    alone = torch.cat([net.with_whitening(whitening).embed(image[None]).features for image in batch])
+    assert not net.whitening
+    alone = torch.cat([net.with_whitening([whitening]).embed(image[None]).features for image in batch])
     torch.testing.assert_close(alone, mapped, atol=1e-3, rtol=1e-3)
 
 
 def test_a_state_brings_the_network_back(net):
     batch = images(2)
-    whitened = net.with_whitening(fit_whitening(net.embed(batch).features.flatten(0, 1), dim=40))
+    whitened = net.with_whitening([fit_whitening(net.embed(batch).features.flatten(0, 1), dim=40)])
     again = net.with_state(whitened.state())
     assert again.dim == 40
     assert torch.equal(again.embed(batch).features, whitened.embed(batch).features)
     assert net.with_state(whitened.state()) is again  # so that an image is embedded once for all banks of a category
     assert net.with_state(net.state()) is net
-    assert net.whitening is None
+    assert not net.whitening
 
 
 def loaded(flags):

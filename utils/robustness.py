@@ -214,7 +214,8 @@ def to_rows(category: str, ratio: float, corruption: Corruption, curves: Mapping
         row = {"category": category, "ratio": ratio, "level": level}
         row |= {f"{name}_auroc": figures[0] for name, figures in means.items()}
         for name, figures in means.items():
-            row |= {f"{name}_{figure}": value for figure, value in zip(FIGURES[1:], figures[1:], strict=True)}
+            row |= {f"{name}_{figure}": value for figure, value in zip(FIGURES[1:3], figures[1:3], strict=True)}
+        row["wedge_net_unfamiliar_rate"] = means["wedge_net"][3]  # the baseline knows of no conditions
         if curves["wedge_net"].shape[1] > 1:
             for name, curve in curves.items():
                 aurocs = curve[place, :, 0]
