@@ -63,12 +63,11 @@ def parse_conditions(names: Sequence[str]) -> tuple[Condition, ...]:
         raise ValueError(allowed)
     conditions = [CLEAN]
     for kind, own in levels.items():
-        low = 0.0
-        for level, after in zip(sorted(own), [*sorted(own)[1:], None], strict=True):
-            low = low or level / 2
-            high = 2 * level - low if after is None else (level + after) / 2
+        own = sorted(own)
+        for place, level in enumerate(own):
+            low = (own[place - 1] + level) / 2 if place else level / 2
+            high = (level + own[place + 1]) / 2 if level != own[-1] else 2 * level - low
             conditions.append(Condition(f"{kind}{level:g}", kind, low, high))
-            low = high
     return tuple(conditions)
 
 

@@ -19,8 +19,10 @@ def draw_part(rng: np.random.Generator) -> np.ndarray:
     return np.clip(np.stack([grey, grey * 0.9, grey * 0.8], axis=2), 0, 255).astype(np.uint8)
 
 
-def make_category(root: Path, name: str, seed: int, train: int = 8, good: int = 4, bad: int = 4) -> Path:
-    """Write one category in the MVTec layout; its defects are dark squares."""
+def make_category(
+    root: Path, name: str, seed: int, train: int = 8, good: int = 4, bad: int = 4, shade: float = 0.5
+) -> Path:
+    """Write one category in the MVTec layout; its defects are squares, ``shade`` times as bright."""
     rng = np.random.default_rng(seed)
     for folder, count in {"train/good": train, "test/good": good}.items():
         (root / name / folder).mkdir(parents=True)
@@ -32,7 +34,7 @@ def make_category(root: Path, name: str, seed: int, train: int = 8, good: int = 
         pixels, mask = draw_part(rng), np.zeros((SIZE, SIZE), np.uint8)
         top, left = rng.integers(24, 60, 2)
         mask[top : top + 12, left : left + 12] = 255
-        pixels[mask > 0] //= 2
+        pixels[mask > 0] = pixels[mask > 0] * shade
         Image.fromarray(pixels).save(root / name / "test/spot" / f"{index:03d}.png")
         Image.fromarray(mask).save(root / name / "ground_truth/spot" / f"{index:03d}_mask.png")
     return root / name
@@ -78,7 +80,7 @@ class Line:
 
 @pytest.fixture(scope="session")
 def line(tmp_path_factory: pytest.TempPathFactory) -> Line:
-    """Made once for all tests, with a bank for each condition; the threshold is for a false-alarm rate of 0.05, from 20 training images."""
+    """Made once for all tests, a bank for each condition; the threshold for false alarms of 0.05, from 20 images."""
     import export_onnx
     import train
 
