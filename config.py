@@ -24,8 +24,10 @@ BACKBONE = "resnet50"  # resnet18, resnet34, resnet50, resnet101, wide_resnet50_
 BACKBONE_WEIGHTS = None  # None = ImageNet weights; a state-dict file for machines without internet; "random" = dry run
 WAVELET_TYPE = "haar"  # any discrete wavelet of PyWavelets: "haar", "bior2.2", "db2", ...
 FREQUENCY_STREAM = "condition"  # "condition" (a memory bank for each condition), "gate" (the paper's), "off"
-CONDITIONS = "clean, noise10, noise20, noise30, noise40, blur1, blur2"  # noise in grey levels, blur in pixels (sigma)
-LIGHT_ALIGNMENT = True  # bring each image's light to that of the training images; of "condition"
+CONDITIONS = (
+    "clean, noise5, noise10, noise20, noise30, noise40, blur1, blur2"  # noise in grey levels, blur in pixels (sigma)
+)
+LIGHT_ALIGNMENT = True  # of "condition": bring light unlike any in training back to where the training images' lies
 USE_SEMANTIC = True  # add the semantic attention stream to the embedding
 
 # Metric: how far apart two patches are

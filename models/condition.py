@@ -1,9 +1,9 @@
 """The frequency stream that measures the picture: the light it was taken in, and how noisy or blurred it is.
 
 One wavelet transform of three levels tells both. Its approximation band is the picture without its detail: its median
-and range tell the light, and each image's are brought to those of the training images. Its detail bands' medians rise
-with noise and fall with blur, at the finest level first: they tell the condition, for each of which there is a memory
-bank. A defect, which covers a small part of the image, hardly moves a median.
+and range tell the light, and an image's are brought back to where those of the training images lie. Its detail bands'
+medians rise with noise and fall with blur, at the finest level first: they tell the condition, for each of which there
+is a memory bank. A defect, which covers a small part of the image, hardly moves a median.
 """
 
 import re
@@ -28,15 +28,16 @@ _FOLDS = 10
 
 
 class Condition(NamedTuple):
-    """``name`` such as 'noise10'; ``kind`` of KINDS, or 'clean'; ``low`` to ``high`` the levels that belong to it."""
+    """``name`` such as 'noise10'; ``kind`` of KINDS, or 'clean'; ``level``; ``low`` to ``high`` what belongs to it."""
 
     name: str
     kind: str
+    level: float
     low: float
     high: float
 
 
-CLEAN = Condition("clean", "clean", 0, 0)
+CLEAN = Condition("clean", "clean", 0, 0, 0)
 
 
 def parse_conditions(names: Sequence[str]) -> tuple[Condition, ...]:
@@ -65,9 +66,9 @@ def parse_conditions(names: Sequence[str]) -> tuple[Condition, ...]:
     for kind, own in levels.items():
         own = sorted(own)
         for place, level in enumerate(own):
-            low = (own[place - 1] + level) / 2 if place else level / 2
-            high = (level + own[place + 1]) / 2 if level != own[-1] else 2 * level - low
-            conditions.append(Condition(f"{kind}{level:g}", kind, low, high))
+            low = (own[place - 1] + level) / 2 if place else level / 4
+            high = (level + own[place + 1]) / 2 if level != own[-1] else level + min(level / 2, level - low)
+            conditions.append(Condition(f"{kind}{level:g}", kind, level, low, high))
     return tuple(conditions)
 
 
@@ -90,7 +91,8 @@ class ConditionStream(nn.Module):
     Args:
         wavelet: discrete wavelet of PyWavelets.
         conditions: names, see ``parse_conditions``.
-        align_light: bring each image's light to that of the training images.
+        align_light: bring an image's light back to where that of the training images lies; one whose light is like
+            theirs is left as it is.
         image_size: height and width of the images, which must be enough for three levels.
 
     Raises:
@@ -110,7 +112,8 @@ class ConditionStream(nn.Module):
         self.transform = WaveletTransform(wavelet)
         self.register_buffer("structure", _structure(wavelet, image_size), persistent=False)
         count, width = len(self.conditions), 3 * LEVELS
-        self.register_buffer("light", torch.tensor([[0.5, 0.5]] * 3))  # median and range of each channel
+        self.register_buffer("least_light", torch.zeros(3, 2))  # of the training images: each channel's median, range
+        self.register_buffer("most_light", torch.ones(3, 2))
         self.register_buffer("means", torch.zeros(count, width))
         self.register_buffer("precision", torch.eye(width))  # inverse of the pooled covariance
         self.register_buffer("limit", torch.tensor(torch.inf))  # squared distance from which on an image is unfamiliar
@@ -132,8 +135,10 @@ class ConditionStream(nn.Module):
         """
         if self.align_light:
             light = self.measure_light(images)
-            gain = (self.light[:, 1] / light[..., 1].clamp_min(1e-6)).clamp(1 / _GAIN, _GAIN)
-            offset = self.light[:, 0] - gain * light[..., 0]
+            # Not to the training images' mean: light that good parts are seen in is no fault, and parts differ.
+            wanted = light.clamp(self.least_light, self.most_light)
+            gain = (wanted[..., 1] / light[..., 1].clamp_min(1e-6)).clamp(1 / _GAIN, _GAIN)
+            offset = wanted[..., 0] - gain * light[..., 0]
             images = images * gain[..., None, None] + offset[..., None, None]
         low, medians = images.mean(dim=1, keepdim=True), []
         for level in range(LEVELS):
@@ -154,21 +159,24 @@ class ConditionStream(nn.Module):
         return torch.stack([median, top - bottom], dim=-1)
 
     def fit_light(self, light: Tensor) -> None:
-        """Align to the mean of what ``measure_light`` gave for the training images, (N, 3, 2)."""
-        self.light.copy_(light.mean(dim=0))
+        """Align to the range of what ``measure_light`` gave for the training images, (N, 3, 2)."""
+        self.least_light.copy_(light.amin(dim=0))
+        self.most_light.copy_(light.amax(dim=0))
 
-    def fit_conditions(self, details: Tensor) -> None:
-        """Learn the conditions from the detail (K, N, 9) of N training images in each of them.
+    def fit_conditions(self, details: Tensor, between: Tensor) -> None:
+        """Learn the conditions from the detail (K, N, 9) of N training images at each one's own level.
 
         An image is unfamiliar if it is farther from all conditions than 99.9 % of the training images are, each
-        measured by conditions that were learnt without it.
+        measured by conditions that were learnt without it. So that levels in between are familiar, the detail of the
+        same images at all levels that belong to a condition, ``between`` (K, N, 9), counts as well.
         """
-        details = details.double().cpu()
+        details, between = details.double().cpu(), between.double().cpu()
         fold = torch.arange(details.shape[1]) * min(_FOLDS, details.shape[1]) // details.shape[1]
         nearest = []
         for held_out in fold.unique():
             means, precision = _fit(details[:, fold != held_out] if fold.any() else details)
-            apart = details[:, fold == held_out].flatten(0, 1)[:, None] - means
+            own = torch.cat([details[:, fold == held_out], between[:, fold == held_out]])
+            apart = own.flatten(0, 1)[:, None] - means
             nearest.append((apart @ precision * apart).sum(dim=-1).amin(dim=1))
         means, precision = _fit(details)
         self.means.copy_(means)

@@ -37,7 +37,7 @@ def training_corruption(condition: Condition, samples: Sequence[Sample], seed: i
     So its bank knows, and its scores tell, what good parts look like between two conditions as well. An image's level
     does not depend on the batch.
     """
-    if condition == CLEAN:
+    if condition.kind == CLEAN.kind:
         return None
     places = np.random.default_rng(seed).permutation(len(samples))
     spread = condition.low + (condition.high - condition.low) * (places + 0.5) / len(samples)
@@ -63,10 +63,13 @@ def learn_conditions(net: WedgeNet, samples: Sequence[Sample], settings: Setting
 
     with torch.inference_mode():
         stream.fit_light(torch.cat([stream.measure_light(batch.images) for batch in measured("light")]))
-        corruptions = [training_corruption(condition, samples, settings.seed) for condition in stream.conditions]
+        exact = [condition._replace(low=condition.level, high=condition.level) for condition in stream.conditions]
+        corruptions = [
+            training_corruption(condition, samples, settings.seed) for condition in (*exact, *stream.conditions)
+        ]
         details = [
             torch.stack([stream.measure(corrupt(batch) if corrupt else batch.images)[1] for corrupt in corruptions])
             for batch in measured("conditions")
         ]
-        stream.fit_conditions(torch.cat(details, dim=1))
+        stream.fit_conditions(*torch.cat(details, dim=1).chunk(2))
     return net.with_stream(stream)

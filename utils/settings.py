@@ -171,7 +171,7 @@ class Settings:
     wavelet_type: str = _setting(_wavelet, "discrete wavelet of PyWavelets for the frequency stream")
     frequency_stream: str = _setting(_choice(*STREAMS), "frequency stream: " + ", ".join(STREAMS))
     conditions: tuple[str, ...] = _setting(_conditions, "of 'condition': what images may be in, a comma list")
-    light_alignment: bool = _setting(_truth, "of 'condition': bring each image's light to the training images'")
+    light_alignment: bool = _setting(_truth, "of 'condition': bring light unlike training back to training's")
     use_semantic: bool = _setting(_truth, "add the semantic attention stream to the embedding")
     metric: str = _setting(_choice(*METRICS), "how far apart patches are: " + ", ".join(METRICS))
     whitening_shrinkage: float = _setting(_shrinkage, "of 'whitened': near 0 whitens fully, large values hardly at all")
