@@ -3,14 +3,18 @@
     python evaluation.py
     python evaluation.py --category all --sampling-ratio all
 
-Prints image-level AUROC with the pixel figures beside it; writes SAVE_DIR/final_evaluation_results.csv and .png.
-Settings are in config.py.
+Prints image-level AUROC with the pixel figures beside it; writes SAVE_DIR/final_evaluation_results.csv and .png, and
+with FREQUENCY_STREAM = 'condition' SAVE_DIR/conditions_tile.csv and .png: the condition that each test image was judged
+in. Settings are in config.py.
 """
 
 import sys
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
+
+import torch
 
 import config
 from models.conformal import describe_rate
@@ -18,8 +22,8 @@ from models.wedge_net import WedgeNet
 from utils.checkpoint import build_net, load_detector
 from utils.console import check_writable, command, for_each
 from utils.dataset import find_categories, test_samples
-from utils.figures import draw_evaluation
-from utils.inference import score_samples
+from utils.figures import draw_conditions, draw_evaluation
+from utils.inference import Scored, score_samples
 from utils.metrics import Metrics, alarm_rates, evaluate, training_threshold
 from utils.settings import Settings, SettingsParser, ratio_name
 from utils.tables import format_table, mean, write_csv
@@ -63,10 +67,41 @@ def evaluate_category(settings: Settings, category: str, net: WedgeNet) -> list[
             print(f"[{category}] threshold {limit:.4g} for {asked}: " + describe_alarms(alarms, detections))
         row = {"category": category, "ratio": ratio} | asdict(metrics)
         row |= {"threshold": limit, "false_alarm_rate": alarms, "detection_rate": detections}
+        row["unfamiliar_rate"] = None if scored.unfamiliar is None else float(scored.unfamiliar.mean())
         good = int((scored.labels == 0).sum())
         row |= {"test_good": good, "test_defective": len(samples) - good, "training_images": checkpoint.training_images}
         rows.append(row | {"bank_vectors": detector.bank_vectors, "bank_mb": detector.bank_bytes / 1e6})
+    if scored.conditions is not None:
+        show_conditions(settings, category, detector.net, scored)
     return rows
+
+
+def show_conditions(settings: Settings, category: str, net: WedgeNet, scored: Scored) -> None:
+    """Tell in which condition each test image was judged, and draw how that was decided."""
+    names = [condition.name for condition in net.conditions]
+    places, centres = (part.numpy() for part in net.stream.cpu().in_plane(torch.from_numpy(scored.detail)))
+    rows = [
+        {
+            "file": sample.path.relative_to(settings.data_path).as_posix(),
+            "label": sample.label,
+            "condition": names[condition],
+            "unfamiliar": int(unfamiliar),
+            "axis_1": float(place[0]),
+            "axis_2": float(place[1]),
+        }
+        for sample, condition, unfamiliar, place in zip(
+            scored.samples, scored.conditions, scored.unfamiliar, places, strict=True
+        )
+    ]
+    path = settings.save_dir / f"conditions_{category}.csv"
+    write_csv(path, rows)
+    draw_conditions(path.with_suffix(".png"), category, dict(zip(names, centres, strict=True)), rows)
+    counts = Counter(row["condition"] for row in rows)
+    found = ", ".join(f"{counts[name]} {name}" for name in names if counts[name])
+    print(f"[{category}] test images by condition: {found}; {path}")
+    if strange := [row["file"] for row in rows if row["unfamiliar"]]:
+        more = f" and {len(strange) - 3} more" if len(strange) > 3 else ""
+        print(f"[{category}] light, focus or noise unlike anything in training: {', '.join(strange[:3])}{more}")
 
 
 def describe(category: str, ratio: float, metrics: Metrics) -> str:

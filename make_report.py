@@ -10,6 +10,7 @@ Writes SAVE_DIR/report.html, which needs no other file. Settings are in config.p
 
 import shlex
 import sys
+from collections import Counter
 from collections.abc import Callable, Sequence
 from datetime import datetime
 from decimal import Decimal
@@ -117,10 +118,11 @@ def detection(settings: Settings, categories: Sequence[str]) -> list[str]:
     columns = {
         "category": "Category", "ratio": "Memory", "image_auroc": "Image AUROC", "pixel_auroc": "Pixel AUROC",
         "aupro": "AUPRO", "f1_max": "F1-max", "f1_threshold": "at", "threshold": "score",
-        "false_alarm_rate": "false alarms", "detection_rate": "detected", "training_images": "training",
+        "false_alarm_rate": "false alarms", "detection_rate": "detected", "unfamiliar_rate": "unfamiliar",
+        "training_images": "training",
         "test_good": "good", "test_defective": "defective", "bank_vectors": "vectors", "bank_mb": "MB",
     }  # fmt: skip
-    groups = (("", 2), ("Detection", 5), ("Threshold of training", 3), ("Images", 3), ("Bank", 2))
+    groups = (("", 2), ("Detection", 5), ("Threshold of training", 4), ("Images", 3), ("Bank", 2))
     caption = (
         "Image AUROC, pixel AUROC and AUPRO (up to 30 % false positives) of each category, a bar for each share of the "
         "patches that is kept. The axes do not start at zero."
@@ -131,6 +133,25 @@ def detection(settings: Settings, categories: Sequence[str]) -> list[str]:
         f"{settings.false_alarm_rate * 100:g} % false alarms were asked of it."
     )
     return rows and [paragraph(about), *drawn(path.with_suffix(".png"), caption), table(rows, columns, groups)]
+
+
+def conditions(settings: Settings, categories: Sequence[str]) -> list[str]:
+    """evaluation.py's pictures of the frequency stream."""
+    found = []
+    for category in categories:
+        rows = read(settings.save_dir / f"conditions_{category}.csv")
+        counts = Counter(row["condition"] for row in rows)
+        strange = sum(row["unfamiliar"] for row in rows)
+        caption = f"{category}: " + ", ".join(f"{count} {name}" for name, count in counts.most_common())
+        caption += f"; {strange} unlike anything in training." if strange else "."
+        found += drawn(settings.save_dir / f"conditions_{category}.png", caption, wide=True)
+    about = (
+        "The frequency stream measures each picture: the median of its wavelet coefficients in nine bands tells how "
+        "noisy or blurred it is, and it is searched in the memory bank of that condition alone. A dot is a test image, "
+        "in the plane in which the conditions lie farthest apart; a circle holds 95 % of the training images that were "
+        "put in that condition."
+    )
+    return found and [paragraph(about), *found]
 
 
 def speed(settings: Settings, categories: Sequence[str]) -> list[str]:
@@ -283,6 +304,30 @@ def parts(settings: Settings, categories: Sequence[str]) -> list[str]:
     return found and [paragraph(about), *found]
 
 
+def streams(settings: Settings, categories: Sequence[str]) -> list[str]:
+    """ablation_frequency.py's tables and figures."""
+    found = []
+    for ratio in settings.sampling_ratio:
+        path = settings.save_dir / f"ablation_frequency_{ratio_name(ratio)}.csv"
+        rows = averages(read(path.with_name(f"{path.stem}_summary.csv")))
+        columns = {
+            "variant": "Variant", "clean_auroc": "clean", "noise_auroc": "noise", "blur_auroc": "blur",
+            "colour_auroc": "colour", "noise_false_alarm_rate": "noise", "blur_false_alarm_rate": "blur",
+            "colour_false_alarm_rate": "colour", "bank_mb": "Banks, MB", "train_s": "Training, s", "fps": "FPS",
+        }  # fmt: skip
+        groups = (("", 1), ("Image AUROC, mean over levels", 4), ("False alarms, the most", 3), ("", 3))
+        caption = f"Image AUROC and false alarms over the level of each corruption ({percent(ratio)} of the patches)."
+        if rows:
+            found += [*drawn(path.with_suffix(".png"), caption, wide=True), table(rows, columns, groups)]
+    about = (
+        "The frequency stream's parts switched on and off, everything else as the settings have it, beside PatchCore. "
+        f"False alarms are those at the training threshold for {FALSE_ALARMS * 100:g} %, at the worst of noise to 40 "
+        "grey levels, blur to 2 pixels and colour to factor 1. With equal memory all banks together are as large as "
+        "the single bank."
+    )
+    return found and [paragraph(about), *found]
+
+
 def making(settings: Settings, flags: str) -> list[str]:
     """Settings, versions, machine, and when each table was written."""
     values = [
@@ -310,6 +355,7 @@ SECTIONS: dict[str, tuple[Section, tuple[str, ...]]] = {
     "Detection": (detection, ("evaluation.py",)),
     "Speed and memory": (speed, ("benchmark_fps.py",)),
     "What it sees": (pictures, ("test.py",)),
+    "Which condition": (conditions, ("evaluation.py",)),
     "Sensor noise": (
         robustness(
             "full_noise_comparison_smoothed_{}_{}.csv",
@@ -319,6 +365,16 @@ SECTIONS: dict[str, tuple[Section, tuple[str, ...]]] = {
             "Gaussian noise is added to the test images; sigma is in grey levels of 255.",
         ),
         ("eval_noise_robustness.py", "visualize_noise_robustness.py"),
+    ),
+    "Focus": (
+        robustness(
+            "full_blur_comparison_{}_{}.csv",
+            "figure_blur_robustness_{}_{}.png",
+            "Figure_Blur_Robustness_{}.png",
+            "Sigma",
+            "The test images are blurred by a Gaussian; sigma is in pixels.",
+        ),
+        ("eval_blur_robustness.py",),
     ),
     "Light and colour": (
         robustness(
@@ -333,6 +389,7 @@ SECTIONS: dict[str, tuple[Section, tuple[str, ...]]] = {
     ),
     "Semantic attention": (gap, ("eval_gap_score.py",)),
     "What each part is worth": (parts, ("ablation.py",)),
+    "What the frequency stream is worth": (streams, ("ablation_frequency.py",)),
 }
 
 

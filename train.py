@@ -9,16 +9,11 @@ Writes SAVE_DIR/10pct/model_data_tile_10pct.pt for each category and ratio. Sett
 import sys
 from collections.abc import Sequence
 
-import torch
-
 import config
-from models.whitening import fit_whitening
-from utils.checkpoint import bank_path, build_net
-from utils.conditions import learn_conditions
 from utils.console import check_writable, command, for_each
 from utils.dataset import find_categories
 from utils.settings import SettingsParser
-from utils.training import Method, train_category
+from utils.training import train_category, wedge_net_method
 
 
 @command
@@ -29,19 +24,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     settings, options = parser.read(argv)
     categories = find_categories(settings)
     check_writable(settings.save_dir, "SAVE_DIR")
-    net = build_net(settings)
-    dim = settings.embedding_dim or net.dim
+    method = wedge_net_method(settings)
+    dim = settings.embedding_dim or method.net.dim
+    conditions = f", {len(method.net.conditions)} conditions" if len(method.net.conditions) > 1 else ""
     print(
-        f"{settings.backbone} on {settings.device} by {net.backbone.name}, {dim} dimensions a patch, {settings.metric}"
-    )
-    method = Method(
-        net,
-        settings.embedding(),
-        lambda category, ratio: bank_path(settings.save_dir, category, ratio),
-        "SAVE_DIR",
-        lambda patches: fit_whitening(patches, settings.metric, settings.whitening_shrinkage, settings.embedding_dim),
-        getattr(torch, settings.bank_dtype),
-        None if net.stream is None else lambda samples, category: learn_conditions(net, samples, settings, category),
+        f"{settings.backbone} on {settings.device} by {method.net.backbone.name}, {dim} dimensions a patch, "
+        f"{settings.metric}{conditions}"
     )
     return for_each(categories, lambda category: train_category(settings, category, method, options.overwrite))
 

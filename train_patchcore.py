@@ -13,9 +13,8 @@ from collections.abc import Sequence
 import config
 from utils.console import check_writable, command, for_each
 from utils.dataset import find_categories
-from utils.patchcore import build_patchcore, patchcore_embedding, patchcore_path
 from utils.settings import SettingsParser
-from utils.training import Method, train_category
+from utils.training import patchcore_method, train_category
 
 
 @command
@@ -26,14 +25,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     settings, options = parser.read(argv)
     categories = find_categories(settings)
     check_writable(settings.patchcore_dir, "PatchCore_DIR")
-    net = build_patchcore(settings)
+    method = patchcore_method(settings)
+    net = method.net
     print(f"{settings.patchcore_backbone} on {settings.device} by {net.backbone.name}, {net.dim} dimensions a patch")
-    method = Method(
-        net,
-        patchcore_embedding(settings),
-        lambda category, ratio: patchcore_path(settings, category, ratio),
-        "PatchCore_DIR",
-    )
     return for_each(categories, lambda category: train_category(settings, category, method, options.overwrite))
 
 

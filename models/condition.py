@@ -151,6 +151,18 @@ class ConditionStream(nn.Module):
         apart = detail[:, None] - self.means
         return (apart @ self.precision * apart).sum(dim=-1)
 
+    def in_plane(self, detail: Tensor) -> tuple[Tensor, Tensor]:
+        """Detail (N, 9) and the conditions in the plane (N, 2), (K, 2) in which the conditions lie farthest apart.
+
+        Distances there are Mahalanobis distances, so that each condition's training images are a round cloud of
+        standard deviation 1.
+        """
+        root = torch.linalg.cholesky(self.precision.double())
+        means = self.means.double() @ root
+        axes = torch.linalg.svd(means - means.mean(dim=0)).Vh[:2].T
+        places = detail.double() @ root
+        return ((places - means[0]) @ axes).float(), ((means - means[0]) @ axes).float()
+
     def measure_light(self, images: Tensor) -> Tensor:
         """(B, 3, H, W) images -> (B, 3, 2): median of each channel, and range from its 10 to its 90 % quantile."""
         pixels = (self.structure @ images @ self.structure.T).flatten(2).sort(dim=-1).values

@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 from matplotlib.figure import Figure
+from matplotlib.patches import Ellipse
 
 from utils.atomic import atomic_file
 from utils.metrics import FALSE_ALARMS
@@ -171,6 +172,65 @@ def draw_robustness(path: Path, title: str, axis_label: str, rows: Sequence[Mapp
             axis.legend(frameon=False, fontsize=8, loc="upper center", bbox_to_anchor=(0.5, -0.16), ncols=2)
         else:
             axis.text(0.5, 0.5, "undefined", transform=axis.transAxes, ha="center", va="center", color="0.35")
+    save_figure(path, figure)
+
+
+def draw_conditions(
+    path: Path, title: str, centres: Mapping[str, np.ndarray], rows: Sequence[Mapping[str, Any]]
+) -> None:
+    """How the frequency stream decides: the conditions, and where the images fall among them.
+
+    ``centres`` (2,) by condition, clean at the origin, in standard deviations of the training images; ``rows`` have
+    each image's ``axis_1`` and ``axis_2``, ``condition``, ``label`` and ``unfamiliar``.
+    """
+    figure = Figure(figsize=(8, 4.5), layout="constrained")
+    axis = figure.subplots()
+    places = np.array([[row["axis_1"], row["axis_2"]] for row in rows])
+    for number, (name, centre) in enumerate(centres.items()):
+        colour = COLOURS[number % len(COLOURS)]
+        # 95 % of a condition's training images lie within.
+        axis.add_patch(Ellipse(centre, 2 * 2.45, 2 * 2.45, facecolor=colour, alpha=0.15))
+        axis.annotate(name, centre, (0, 8), textcoords="offset points", ha="center", fontsize=8, color=colour)
+        axis.plot(*centre, "+", color=colour)
+        for label, marker in ((0, "o"), (1, "^")):
+            own = np.array([row["condition"] == name and row["label"] == label for row in rows])
+            axis.scatter(*places[own].T, 14, colour, marker, linewidths=0, alpha=0.7)
+    axis.set_aspect("equal", adjustable="datalim")
+    strange = np.array([bool(row["unfamiliar"]) for row in rows])
+    axis.scatter(*places[strange].T, 60, facecolors="none", edgecolors="0.2", label="unlike anything in training")
+    axis.scatter([], [], 14, "0.4", "o", label="good test image")
+    axis.scatter([], [], 14, "0.4", "^", label="defective test image")
+    axis.set_title(f"{title}: the condition of each test image, by the medians of its wavelet bands", fontsize=10)
+    axis.set_xlabel("standard deviations of the training images, from clean (circles: 95 % of them)")
+    axis.grid(alpha=0.3)
+    axis.spines[["top", "right"]].set_visible(False)
+    axis.legend(frameon=False, fontsize=8, loc="upper center", bbox_to_anchor=(0.5, -0.15), ncols=3)
+    save_figure(path, figure)
+
+
+def draw_frequency_ablation(path: Path, title: str, rows: Sequence[Mapping[str, Any]]) -> None:
+    """Image AUROC and false alarms over the level of each corruption, a line for each variant."""
+    kinds = {"noise": "noise: sigma, grey levels", "blur": "blur: sigma, pixels", "colour": "colour jitter: factor"}
+    variants = list(dict.fromkeys(row["variant"] for row in rows))
+    figure = Figure(figsize=(11, 6.5), layout="constrained")
+    figure.suptitle(title, fontsize=11)
+    axes = figure.subplots(2, len(kinds), sharey="row")
+    for column, (kind, label) in zip(axes.T, kinds.items(), strict=True):
+        for axis, name in zip(column, ("auroc", "false_alarm_rate"), strict=True):
+            for number, variant in enumerate(variants):
+                own = [row for row in rows if (row["variant"], row["corruption"]) == (variant, kind)]
+                values = [np.nan if row[name] is None else row[name] for row in own]
+                style = ("-", "--", ":")[number // len(COLOURS)]
+                colour = COLOURS[number % len(COLOURS)]
+                axis.plot([row["level"] for row in own], values, style, color=colour, marker=".", label=variant)
+            axis.grid(alpha=0.3)
+            axis.spines[["top", "right"]].set_visible(False)
+        column[1].axhline(FALSE_ALARMS, color="0.5", linewidth=0.8, linestyle=":")
+        column[1].set_xlabel(label)
+    axes[0, 0].set_ylabel("image AUROC")
+    axes[1, 0].set_ylabel(f"false alarms (nominal {FALSE_ALARMS * 100:g} %)")
+    handles, labels = axes[0, 0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncols=4, frameon=False, fontsize=8)
     save_figure(path, figure)
 
 

@@ -8,7 +8,7 @@ from typing import Any
 from utils.atomic import atomic_file
 
 # How a float is written, by the last word of its column's name; any other, and those are between 0 and 1, as 0.9912.
-FORMATS = {"fps": ".1f", "ms": ".2f", "mb": ".1f", "percent": "+.1f", "up": ".2f"} | dict.fromkeys(
+FORMATS = {"fps": ".1f", "ms": ".2f", "mb": ".1f", "s": ".1f", "percent": "+.1f", "up": ".2f"} | dict.fromkeys(
     ("ratio", "level", "sigma", "factor"), "g"
 )
 

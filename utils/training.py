@@ -17,11 +17,12 @@ from models.detector import Net
 from models.errors import InputError
 from models.scoring import AnomalyMap
 from models.wedge_net import grid_size
-from models.whitening import Whitening
-from utils.checkpoint import Checkpoint, load_checkpoint, misfit, save_checkpoint
-from utils.conditions import training_corruption
+from models.whitening import Whitening, fit_whitening
+from utils.checkpoint import Checkpoint, bank_path, build_net, load_checkpoint, misfit, save_checkpoint
+from utils.conditions import learn_conditions, training_corruption
 from utils.dataset import Sample, files_digest, train_samples
 from utils.inference import extract_features
+from utils.patchcore import build_patchcore, patchcore_embedding, patchcore_path
 from utils.settings import Settings
 
 
@@ -42,6 +43,30 @@ class Method:
     fit_metric: Callable[[Tensor], Whitening | None] = lambda patches: None
     bank_dtype: torch.dtype = torch.float32
     prepare: Callable[[Sequence[Sample], str], Net] | None = None
+
+
+def wedge_net_method(settings: Settings) -> Method:
+    """WEDGE-Net as the settings describe it."""
+    net = build_net(settings)
+    return Method(
+        net,
+        settings.embedding(),
+        lambda category, ratio: bank_path(settings.save_dir, category, ratio),
+        "SAVE_DIR",
+        lambda patches: fit_whitening(patches, settings.metric, settings.whitening_shrinkage, settings.embedding_dim),
+        getattr(torch, settings.bank_dtype),
+        None if net.stream is None else lambda samples, category: learn_conditions(net, samples, settings, category),
+    )
+
+
+def patchcore_method(settings: Settings) -> Method:
+    """The PatchCore baseline as the settings describe it."""
+    return Method(
+        build_patchcore(settings),
+        patchcore_embedding(settings),
+        lambda category, ratio: patchcore_path(settings, category, ratio),
+        "PatchCore_DIR",
+    )
 
 
 def train_category(settings: Settings, category: str, method: Method, overwrite: bool = False) -> None:

@@ -1,0 +1,172 @@
+"""What the frequency stream is worth: its parts switched on and off, on clean, noisy, blurred and discoloured images.
+
+    python ablation_frequency.py
+    python ablation_frequency.py --category all --sampling-ratio 0.01
+
+Every variant is trained anew, in a folder of its own that is removed at the end, beside PatchCore with the same ratio.
+Writes SAVE_DIR/ablation_frequency_10pct.csv and .png for each ratio: image AUROC, false alarms and detections at the
+threshold that training set for 5 % false alarms, for every level of every corruption; and
+SAVE_DIR/ablation_frequency_10pct_summary.csv with memory, training time and FPS beside their means. Settings are in
+config.py.
+"""
+
+import dataclasses
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+import config
+from models.detector import Detector
+from utils.checkpoint import load_detector
+from utils.console import check_writable, command, for_each
+from utils.dataset import batches, find_categories
+from utils.dataset import test_samples as samples_for_test
+from utils.figures import draw_frequency_ablation
+from utils.metrics import FALSE_ALARMS
+from utils.patchcore import load_patchcore
+from utils.robustness import BLUR, COLOUR, FIGURES, NOISE, measure
+from utils.settings import Settings, SettingsParser, positive, ratio_name
+from utils.tables import category_means, format_table, mean, write_csv
+from utils.timing import alternate
+from utils.training import patchcore_method, train_category, wedge_net_method
+
+CORRUPTIONS = {
+    "noise": dataclasses.replace(NOISE, levels=(0, 5, 10, 20, 30, 40)),
+    "blur": BLUR,
+    "colour": dataclasses.replace(COLOUR, levels=(0, 0.5, 1, 2)),
+}
+PATCHCORE = "PatchCore"
+Row = dict[str, Any]
+
+
+def variants(settings: Settings, ratio: float) -> Iterator[tuple[str, Settings]]:
+    """Names and settings, the first one what the others are measured by."""
+    settings = dataclasses.replace(settings, sampling_ratio=(ratio,))
+    clean = {"frequency_stream": "condition", "conditions": ("clean",)}
+    all_of_them = {"frequency_stream": "condition", "conditions": settings.conditions}
+    equal = (ratio / len(settings.conditions),)
+    yield PATCHCORE, settings
+    yield "off", dataclasses.replace(settings, frequency_stream="off")
+    yield "gate", dataclasses.replace(settings, frequency_stream="gate")
+    yield "light alone", dataclasses.replace(settings, **clean, light_alignment=True)
+    yield "conditions alone", dataclasses.replace(settings, **all_of_them, light_alignment=False)
+    yield "both", dataclasses.replace(settings, **all_of_them, light_alignment=True)
+    yield (
+        "both, equal memory",
+        dataclasses.replace(settings, **all_of_them, light_alignment=True, sampling_ratio=equal),
+    )
+    yield (
+        f"both, semantic {'off' if settings.use_semantic else 'on'}",
+        dataclasses.replace(settings, **all_of_them, light_alignment=True, use_semantic=not settings.use_semantic),
+    )
+
+
+@command
+def main(argv: Sequence[str] | None = None) -> int:
+    """Measure every variant on every category; returns the exit code."""
+    parser = SettingsParser(config, __doc__)
+    parser.add_argument(
+        "--noise-seeds", type=positive, default=1, metavar="N", help="draw the noise N times: the mean (now: 1)"
+    )
+    settings, options = parser.read(argv)
+    categories = find_categories(settings)
+    check_writable(settings.save_dir, "SAVE_DIR")
+    levels: list[Row] = []
+    totals: list[Row] = []
+
+    def work(category: str) -> None:
+        for ratio in settings.sampling_ratio:
+            own_levels, own_totals = measure_category(settings, category, ratio, options.noise_seeds)
+            levels.extend(own_levels)
+            totals.extend(own_totals)
+
+    code = for_each(categories, work)
+    for ratio in settings.sampling_ratio:
+        if own := [row for row in totals if row["ratio"] == ratio]:
+            report(settings, ratio, [row for row in levels if row["ratio"] == ratio], own)
+    return code
+
+
+def measure_category(settings: Settings, category: str, ratio: float, seeds: int) -> tuple[list[Row], list[Row]]:
+    """A row for each variant, corruption and level, and one for each variant."""
+    levels, totals, detectors = [], [], {}
+    for name, own in variants(settings, ratio):
+        detectors[name], seconds = trained(own, category, name == PATCHCORE)
+        samples = samples_for_test(own, category)
+        for kind, corruption in CORRUPTIONS.items():
+            (curve,) = measure([detectors[name]], samples, own, corruption, seeds, f"{category}, {name}")
+            for level, figures in zip(corruption.levels, curve.mean(axis=1), strict=True):
+                row = {"category": category, "ratio": ratio, "variant": name, "corruption": kind, "level": level}
+                row |= dict(
+                    zip(FIGURES, (None if np.isnan(figure) else float(figure) for figure in figures), strict=True)
+                )
+                levels.append(row)
+        total = {"category": category, "ratio": ratio, "variant": name}
+        total |= summary([row for row in levels if row["variant"] == name])
+        totals.append(total | {"bank_mb": detectors[name].bank_bytes / 1e6, "train_s": seconds})
+    speeds = fps(detectors, settings, category)
+    return levels, [row | {"fps": speeds[row["variant"]]} for row in totals]
+
+
+def trained(settings: Settings, category: str, baseline: bool) -> tuple[Detector, float]:
+    """The detector of one variant, and the seconds that its training took."""
+    with tempfile.TemporaryDirectory(dir=settings.save_dir, prefix=".ablation") as folder:
+        settings = dataclasses.replace(settings, save_dir=Path(folder), patchcore_dir=Path(folder))
+        start = time.perf_counter()
+        method = (patchcore_method if baseline else wedge_net_method)(settings)
+        train_category(settings, category, method)
+        seconds = time.perf_counter() - start
+        if baseline:
+            return load_patchcore(settings, category), seconds
+        return load_detector(settings, category, settings.sampling_ratio[0], method.net)[0], seconds
+
+
+def summary(rows: Sequence[Row]) -> Row:
+    """Means over the levels of each corruption, and the most false alarms on those that a factory may well see."""
+    found: Row = {"clean_auroc": next(row["auroc"] for row in rows if not row["level"])}
+    for kind in CORRUPTIONS:
+        found[f"{kind}_auroc"] = mean([row["auroc"] for row in rows if row["corruption"] == kind])
+    for kind, most in (("noise", 40), ("blur", 2), ("colour", 1)):
+        rates = [row["false_alarm_rate"] for row in rows if row["corruption"] == kind and row["level"] <= most]
+        found[f"{kind}_false_alarm_rate"] = None if None in rates else max(rates)
+    return found
+
+
+def fps(detectors: Mapping[str, Detector], settings: Settings, category: str) -> dict[str, float]:
+    """Images a second of each detector, one image at a time, in turn."""
+    samples = samples_for_test(settings, category)[:8]
+    images = [image[None] for batch in batches(samples, settings) for image in batch.images]
+    seconds = alternate(
+        {name: lambda each=detector: [each.predict(image) for image in images] for name, detector in detectors.items()},
+        repeats=5,
+        device=settings.device,
+    )
+    return {name: len(images) / float(np.median(times)) for name, times in seconds.items()}
+
+
+def report(settings: Settings, ratio: float, levels: list[Row], totals: list[Row]) -> None:
+    """Means over the categories, the console's table, CSV and picture of one ratio."""
+    several = len({row["category"] for row in totals}) > 1
+    names = [name for name in totals[0] if name not in ("category", "ratio", "variant")]
+    mean_totals = category_means(totals, ("variant",), names) if several else totals
+    mean_levels = category_means(levels, ("variant", "corruption", "level"), FIGURES) if several else levels
+    path = settings.save_dir / f"ablation_frequency_{ratio_name(ratio)}.csv"
+    write_csv(path, levels + mean_levels if several else levels)
+    write_csv(path.with_name(f"{path.stem}_summary.csv"), totals + mean_totals if several else totals)
+    what = f"mean of {len({row['category'] for row in totals})} categories" if several else totals[0]["category"]
+    draw_frequency_ablation(path.with_suffix(".png"), f"{what}, {ratio * 100:g} % of the patches", mean_levels)
+    print(
+        f"\n[{what}] {ratio_name(ratio)}; AUROC: mean over the levels; false alarms: the most at noise to 40, blur to "
+        f"2, colour to 1, nominal {FALSE_ALARMS * 100:g} %"
+    )
+    print(format_table([{name: row[name] for name in ("variant", *names)} for row in mean_totals]))
+    print(f"written: {path}, {path.stem}_summary.csv and {path.with_suffix('.png')}")
+
+
+if __name__ == "__main__":
+    sys.exit(main())
