@@ -139,18 +139,21 @@ def conditions(settings: Settings, categories: Sequence[str]) -> list[str]:
     """evaluation.py's pictures of the frequency stream."""
     found = []
     for category in categories:
-        rows = read(settings.save_dir / f"conditions_{category}.csv")
+        path = settings.save_dir / f"conditions_{category}.csv"
+        rows = read_csv(path) if path.is_file() else []
         counts = Counter(row["condition"] for row in rows)
         strange = sum(row["unfamiliar"] for row in rows)
         caption = f"{category}: " + ", ".join(f"{count} {name}" for name, count in counts.most_common())
         caption += f"; {strange} unlike anything in training." if strange else "."
-        found += drawn(settings.save_dir / f"conditions_{category}.png", caption, wide=True)
+        found += drawn(path.with_suffix(".png"), caption, wide=True)
     about = (
         "The frequency stream measures each picture: the median of its wavelet coefficients in nine bands tells how "
         "noisy or blurred it is, and it is searched in the memory bank of that condition alone. A dot is a test image, "
         "in the plane in which the conditions lie farthest apart; a circle holds 95 % of the training images that were "
         "put in that condition."
     )
+    if settings.frequency_stream != "condition":
+        return [paragraph(f"All images are searched in one bank: FREQUENCY_STREAM is '{settings.frequency_stream}'.")]
     return found and [paragraph(about), *found]
 
 

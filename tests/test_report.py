@@ -9,7 +9,9 @@ import pytest
 from PIL import Image
 
 import ablation
+import ablation_frequency
 import benchmark_fps
+import eval_blur_robustness
 import eval_color_robustness
 import eval_gap_score
 import eval_noise_robustness
@@ -74,11 +76,12 @@ def every(flags, tmp_path):
 def test_before_anything_is_made_each_section_names_its_command(every, tmp_path, capsys):
     document, page = report(every, tmp_path)
     assert page.sections == [
-        "beside-the-paper", "detection", "speed-and-memory", "what-it-sees", "sensor-noise", "light-and-colour",
-        "semantic-attention", "what-each-part-is-worth", "how-it-was-made",
+        "beside-the-paper", "detection", "speed-and-memory", "what-it-sees", "which-condition", "sensor-noise",
+        "focus", "light-and-colour", "semantic-attention", "what-each-part-is-worth",
+        "what-the-frequency-stream-is-worth", "how-it-was-made",
     ]  # fmt: skip
     assert page.links == ["#" + name for name in page.sections]
-    assert page.text.count("Not made yet") == 8
+    assert page.text.count("Not made yet") == 10
     for script in ("evaluation", "benchmark_fps", "test", "eval_noise_robustness", "visualize_color_robustness"):
         assert f"python {script}.py --data-path {tmp_path / 'data'}" in page.text
     assert "SAMPLING_RATIO 0.1" in page.text
@@ -95,9 +98,10 @@ def test_every_script_has_its_place(every, tmp_path):
     assert draw_results.main([*every, "--limit", "1"]) == benchmark_fps.main([*every, "--calls", "2"]) == 0
     for script in (
         evaluation, eval_noise_robustness, eval_color_robustness, visualize_noise_robustness,
-        visualize_color_robustness, eval_gap_score, ablation,
+        visualize_color_robustness, eval_gap_score, ablation, eval_blur_robustness,
     ):  # fmt: skip
         assert script.main(every) == 0
+    assert ablation_frequency.main([*every, "--conditions", "clean,blur1"]) == 0
     document, page = report(every, tmp_path)
     assert "Not made yet" not in page.text
 
@@ -114,6 +118,8 @@ def test_every_script_has_its_place(every, tmp_path):
         ),
         "full_noise_comparison_smoothed_tile_10pct.csv": ("level", "wedge_net_auroc", "patchcore_detection_rate"),
         "final_color_comparison_tile_10pct.csv": ("level", "patchcore_auroc", "wedge_net_false_alarm_rate"),
+        "full_blur_comparison_tile_10pct.csv": ("level", "wedge_net_auroc", "wedge_net_false_alarm_rate"),
+        "ablation_frequency_10pct_summary.csv": ("variant", "clean_auroc", "blur_auroc", "train_s", "fps"),
         "ablation_10pct.csv": ("variant", "image_auroc", "aupro"),
         "result_gap_via_sem_onoff.csv": ("gap_off", "gap_on", "separation_on", "auroc_off"),
     }
@@ -124,7 +130,7 @@ def test_every_script_has_its_place(every, tmp_path):
                 assert format_cell(column, row[column]) in page.text, (file, column)
 
     pictures = [*out.glob("*.png"), *out.glob("10pct/results/tile/*.png")]
-    assert len(page.images) == len(pictures) == 9
+    assert len(page.images) == len(pictures) == 11
     for uri in page.images:
         kind, data = uri.removeprefix("data:image/").split(";base64,")
         with Image.open(io.BytesIO(base64.b64decode(data))) as image:
@@ -222,3 +228,10 @@ def test_photographs_are_embedded_as_jpeg_and_drawings_as_they_are(tmp_path):
     assert 'width="1400"' in photo
     encoded = base64.b64encode((tmp_path / "drawing.png").read_bytes()).decode()
     assert f'src="data:image/png;base64,{encoded}"' in picture(tmp_path / "drawing.png", "a bar")
+
+
+def test_the_conditions_of_the_test_images_are_shown(every, tmp_path):
+    own = [*every, "--frequency-stream", "condition", "--conditions", "clean,blur1"]
+    assert train.main(own) == evaluation.main(own) == 0
+    _, page = report(own, tmp_path)
+    assert "tile: 8 clean." in page.text
