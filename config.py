@@ -24,9 +24,8 @@ BACKBONE = "resnet50"  # resnet18, resnet34, resnet50, resnet101, wide_resnet50_
 BACKBONE_WEIGHTS = None  # None = ImageNet weights; a state-dict file for machines without internet; "random" = dry run
 WAVELET_TYPE = "haar"  # any discrete wavelet of PyWavelets: "haar", "bior2.2", "db2", ...
 FREQUENCY_STREAM = "condition"  # "condition" (a memory bank for each condition), "gate" (the paper's), "off"
-CONDITIONS = (
-    "clean, noise5, noise10, noise20, noise30, noise40, blur1, blur2"  # noise in grey levels, blur in pixels (sigma)
-)
+# Of "condition": noise in grey levels, blur in pixels (both sigma), colour as the factor of eval_color_robustness.py.
+CONDITIONS = "clean, noise5, noise10, noise20, noise30, noise40, blur1, blur2, colour0.5, colour1"
 LIGHT_ALIGNMENT = True  # of "condition": bring light unlike any in training back to where the training images' lies
 USE_SEMANTIC = True  # add the semantic attention stream to the embedding
 

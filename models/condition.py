@@ -1,9 +1,9 @@
 """The frequency stream that measures the picture: the light it was taken in, and how noisy or blurred it is.
 
-One wavelet transform of three levels tells both. Its approximation band is the picture without its detail: its median
-and range tell the light, and an image's are brought back to where those of the training images lie. Its detail bands'
-medians rise with noise and fall with blur, at the finest level first: they tell the condition, for each of which there
-is a memory bank. A defect, which covers a small part of the image, hardly moves a median.
+One wavelet transform of three levels tells both. Its approximation band is the picture without its detail: median and
+range of each channel tell the light, and an image's are brought back to where those of the training images lie. Its
+detail bands' medians rise with noise and fall with blur, at the finest level first. Both together tell the condition,
+for each of which there is a memory bank. A defect, which covers a small part of the image, hardly moves a median.
 """
 
 import re
@@ -18,8 +18,9 @@ from torch import Tensor, nn
 from models.errors import InputError
 from models.frequency import WaveletTransform
 
-KINDS = ("noise", "blur")
+KINDS = ("noise", "blur", "colour")
 LEVELS = 3  # of the wavelet transform
+STATISTICS = 5 + 3 * LEVELS  # of an image: light and detail
 _FLOOR = 0.5 / 255  # half a grey level: what a coefficient below it says is the rounding to 8 bits
 _GAIN = 4.0  # most that contrast is raised or lowered: a blank picture has none to raise
 _DOUBT = 6.0  # squared Mahalanobis distance by which another condition must be nearer than clean
@@ -43,12 +44,16 @@ CLEAN = Condition("clean", "clean", 0, 0, 0)
 def parse_conditions(names: Sequence[str]) -> tuple[Condition, ...]:
     """'clean', 'noise10', 'blur1.5' -> conditions, clean first.
 
-    noise is of a standard deviation in grey levels (of 255), blur of one in pixels. A condition takes in all levels
-    that are nearer to its own than to another's of its kind, so that one between two of them is provided for as well.
+    noise is of a standard deviation in grey levels (of 255), blur of one in pixels, colour a factor of
+    ``utils.corruptions.color_jitter``: too bright, too much contrast. A condition takes in all levels that are nearer
+    to its own than to another's of its kind, so that one between two of them is provided for as well.
 
     Raises :class:`ValueError` saying what is allowed.
     """
-    allowed = "'clean' and any of 'noise<grey levels>' and 'blur<pixels>', such as noise10 or blur1.5, each once"
+    allowed = (
+        "'clean' and any of 'noise<grey levels>', 'blur<pixels>' and 'colour<factor>', such as noise10 or blur1.5, "
+        "each once"
+    )
     levels: dict[str, list[float]] = {kind: [] for kind in KINDS}
     for name in names:
         match = re.fullmatch(rf"({'|'.join(KINDS)})(\d+(?:\.\d+)?)", name)
@@ -75,12 +80,12 @@ def parse_conditions(names: Sequence[str]) -> tuple[Condition, ...]:
 class Reading(NamedTuple):
     """What the stream sees in B images.
 
-    ``images`` (B, 3, H, W), their light aligned; ``detail`` (B, 9); ``conditions`` (B,) int64, which condition each is
-    in; ``unfamiliar`` (B,) bool, whether it is unlike the training images in every one of them.
+    ``images`` (B, 3, H, W), their light aligned; ``statistics`` (B, STATISTICS); ``conditions`` (B,) int64, which
+    condition each is in; ``unfamiliar`` (B,) bool, whether it is unlike the training images in every one of them.
     """
 
     images: Tensor
-    detail: Tensor
+    statistics: Tensor
     conditions: Tensor
     unfamiliar: Tensor
 
@@ -110,49 +115,61 @@ class ConditionStream(nn.Module):
         self.conditions = parse_conditions(conditions)
         self.align_light = align_light
         self.transform = WaveletTransform(wavelet)
-        self.register_buffer("structure", _structure(wavelet, image_size), persistent=False)
-        count, width = len(self.conditions), 3 * LEVELS
-        self.register_buffer("least_light", torch.zeros(3, 2))  # of the training images: each channel's median, range
-        self.register_buffer("most_light", torch.ones(3, 2))
+        self.register_buffer("structure", _low_pass(wavelet, image_size), persistent=False)
+        count, width = len(self.conditions), STATISTICS
+        self.register_buffer("least_light", -torch.ones(4, 2))  # of the training images, see _brightness_and_cast
+        self.register_buffer("most_light", torch.ones(4, 2))
         self.register_buffer("means", torch.zeros(count, width))
         self.register_buffer("precision", torch.eye(width))  # inverse of the pooled covariance
-        self.register_buffer("limit", torch.tensor(torch.inf))  # squared distance from which on an image is unfamiliar
+        self.register_buffer("limits", torch.full((count,), torch.inf))  # squared distances beyond are unfamiliar
 
     def forward(self, images: Tensor) -> Reading:
         """(B, 3, H, W) images in [0, 1]; nothing crosses the batch."""
-        aligned, detail = self.measure(images)
-        squared = self.squared_distances(detail)
+        aligned, statistics = self.measure(images)
+        squared = self.squared_distances(statistics)
         # In doubt an image is clean.
         handicap = _DOUBT * (torch.arange(len(self.conditions), device=squared.device) > 0)
         conditions = (squared + handicap).argmin(dim=1)
-        return Reading(aligned, detail, conditions, squared.amin(dim=1) > self.limit)
+        nearest = squared.argmin(dim=1, keepdim=True)
+        unfamiliar = squared.gather(1, nearest)[:, 0] > self.limits[nearest[:, 0]]
+        return Reading(aligned, statistics, conditions, unfamiliar)
 
     def measure(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        """(B, 3, H, W) images -> the images, their light aligned, and their detail.
+        """(B, 3, H, W) images -> the images, their light aligned, and their statistics (B, STATISTICS).
 
-        Detail (B, 9) is the log of the median absolute coefficient of the grey image, for bands cH, cV and cD, from the
-        finest level to the coarsest. Of the finest level every fourth coefficient is enough.
+        Of the light: logs of the shares of white and of black among all values, which no alignment brings back; and,
+        once it is aligned, log of how far the grey image's 90 % quantile is above its median and the 10 % quantile
+        below it, one by the other, and median and 90 % quantile of the colourfulness, the largest channel less the
+        smallest. Of the detail: log of the median absolute coefficient of the grey image, for bands cH, cV and cD, from
+        the finest level to the coarsest. Of the finest level every fourth coefficient is enough.
         """
+        clipped = torch.stack([(images >= 1 - _FLOOR).float(), (images <= _FLOOR).float()], dim=1).mean(dim=(2, 3, 4))
+        structure = self._structure(images)
         if self.align_light:
-            light = self.measure_light(images)
+            light = _light(structure)
             # Not to the training images' mean: light that good parts are seen in is no fault, and parts differ.
-            wanted = light.clamp(self.least_light, self.most_light)
-            gain = (wanted[..., 1] / light[..., 1].clamp_min(1e-6)).clamp(1 / _GAIN, _GAIN)
-            offset = wanted[..., 0] - gain * light[..., 0]
-            images = images * gain[..., None, None] + offset[..., None, None]
+            wanted = _brightness_and_cast(light).clamp(self.least_light, self.most_light)
+            wanted = wanted[:, :1] + wanted[:, 1:]
+            gain = (wanted[..., 1] / light[..., 1].clamp_min(1e-6)).clamp(1 / _GAIN, _GAIN)[..., None, None]
+            offset = wanted[..., 0, None, None] - gain * light[..., 0, None, None]
+            images, structure = images * gain + offset, structure * gain + offset
+        middle, bottom, top = _quantiles(structure.mean(dim=1).flatten(1), 0.5, 0.1, 0.9)
+        skewness = ((top - middle + _FLOOR) / (middle - bottom + _FLOOR)).log()
+        colour = _quantiles((structure.amax(dim=1) - structure.amin(dim=1)).flatten(1), 0.5, 0.9)
+        statistics = [(clipped + 1e-3).log(), torch.stack([skewness, *colour], dim=1)]
         low, medians = images.mean(dim=1, keepdim=True), []
         for level in range(LEVELS):
             low, *details = self.transform(low)[:, 0].split(1, dim=1)
             medians += [_median(band[..., ::2, ::2] if level == 0 else band) for band in details]
-        return images, (torch.stack(medians, dim=1) + _FLOOR).log()
+        return images, torch.cat([*statistics, (torch.stack(medians, dim=1) + _FLOOR).log()], dim=1)
 
-    def squared_distances(self, detail: Tensor) -> Tensor:
-        """(B, 9) -> (B, K) squared Mahalanobis distances to the conditions."""
-        apart = detail[:, None] - self.means
+    def squared_distances(self, statistics: Tensor) -> Tensor:
+        """(B, STATISTICS) -> (B, K) squared Mahalanobis distances to the conditions."""
+        apart = statistics[:, None] - self.means
         return (apart @ self.precision * apart).sum(dim=-1)
 
-    def in_plane(self, detail: Tensor) -> tuple[Tensor, Tensor]:
-        """Detail (N, 9) and the conditions in the plane (N, 2), (K, 2) in which the conditions lie farthest apart.
+    def in_plane(self, statistics: Tensor) -> tuple[Tensor, Tensor]:
+        """Statistics (N, STATISTICS) and conditions as (N, 2) and (K, 2), where conditions lie farthest apart.
 
         Distances there are Mahalanobis distances, so that each condition's training images are a round cloud of
         standard deviation 1.
@@ -160,52 +177,76 @@ class ConditionStream(nn.Module):
         root = torch.linalg.cholesky(self.precision.double())
         means = self.means.double() @ root
         axes = torch.linalg.svd(means - means.mean(dim=0)).Vh[:2].T
-        places = detail.double() @ root
+        places = statistics.double() @ root
         return ((places - means[0]) @ axes).float(), ((means - means[0]) @ axes).float()
 
     def measure_light(self, images: Tensor) -> Tensor:
         """(B, 3, H, W) images -> (B, 3, 2): median of each channel, and range from its 10 to its 90 % quantile."""
-        pixels = (self.structure @ images @ self.structure.T).flatten(2).sort(dim=-1).values
-        last = pixels.shape[-1] - 1
-        median, bottom, top = (pixels[..., round(last * share)] for share in (0.5, 0.1, 0.9))
-        return torch.stack([median, top - bottom], dim=-1)
+        return _light(self._structure(images))
+
+    def _structure(self, images: Tensor) -> Tensor:
+        """(B, 3, H, W) -> (B, 3, h, w): the approximation band of the last level, as pixels in [0, 1]."""
+        return self.structure @ images @ self.structure.T
 
     def fit_light(self, light: Tensor) -> None:
         """Align to the range of what ``measure_light`` gave for the training images, (N, 3, 2)."""
+        light = _brightness_and_cast(light)
         self.least_light.copy_(light.amin(dim=0))
         self.most_light.copy_(light.amax(dim=0))
 
-    def fit_conditions(self, details: Tensor, between: Tensor) -> None:
-        """Learn the conditions from the detail (K, N, 9) of N training images at each one's own level.
+    def fit_conditions(self, statistics: Tensor, between: Tensor) -> None:
+        """Learn the conditions from the statistics (K, N, STATISTICS) of N training images at each one's own level.
 
-        An image is unfamiliar if it is farther from all conditions than 99.9 % of the training images are, each
-        measured by conditions that were learnt without it. So that levels in between are familiar, the detail of the
-        same images at all levels that belong to a condition, ``between`` (K, N, 9), counts as well.
+        An image is unfamiliar if it is farther from the nearest condition than 99.9 % of the training images to which
+        it is the nearest, measured by conditions that were learnt without them. So that levels in between are familiar,
+        the statistics of the same images at all levels that belong to a condition, ``between``, count as well.
         """
-        details, between = details.double().cpu(), between.double().cpu()
-        fold = torch.arange(details.shape[1]) * min(_FOLDS, details.shape[1]) // details.shape[1]
-        nearest = []
+        statistics, between = statistics.double().cpu(), between.double().cpu()
+        count = statistics.shape[1]
+        fold = torch.arange(count) * min(_FOLDS, count) // count
+        distances = []
         for held_out in fold.unique():
-            means, precision = _fit(details[:, fold != held_out] if fold.any() else details)
-            own = torch.cat([details[:, fold == held_out], between[:, fold == held_out]])
-            apart = own.flatten(0, 1)[:, None] - means
-            nearest.append((apart @ precision * apart).sum(dim=-1).amin(dim=1))
-        means, precision = _fit(details)
+            means, precision = _fit(statistics[:, fold != held_out] if fold.any() else statistics)
+            own = torch.cat([statistics[:, fold == held_out], between[:, fold == held_out]]).flatten(0, 1)
+            apart = own[:, None] - means
+            distances.append((apart @ precision * apart).sum(dim=-1))
+        least, nearest = torch.cat(distances).min(dim=1)
+        means, precision = _fit(statistics)
         self.means.copy_(means)
         self.precision.copy_(precision)
-        self.limit.copy_(torch.cat(nearest).quantile(_FAMILIAR))
+        for condition, limit in enumerate(self.limits):
+            own = least[nearest == condition]
+            limit.copy_((own if len(own) else least).quantile(_FAMILIAR))
 
 
-def _fit(details: Tensor) -> tuple[Tensor, Tensor]:
-    """(K, N, 9) -> means (K, 9) and the inverse (9, 9) of the pooled covariance, kept away from zero."""
-    means = details.mean(dim=1)
-    apart = (details - means[:, None]).flatten(0, 1)
+def _fit(statistics: Tensor) -> tuple[Tensor, Tensor]:
+    """(K, N, S) -> means (K, S) and the inverse (S, S) of the pooled covariance, kept away from zero."""
+    means = statistics.mean(dim=1)
+    apart = (statistics - means[:, None]).flatten(0, 1)
     covariance = apart.T @ apart / max(1, len(apart) - len(means))
     # A hundredth of the logarithm is 1 % of a coefficient: nothing is known more precisely than that.
     return means, torch.linalg.inv(covariance + 1e-4 * torch.eye(len(covariance), dtype=covariance.dtype))
 
 
-def _structure(wavelet: str, size: int) -> Tensor:
+def _light(structure: Tensor) -> Tensor:
+    """(B, 3, h, w) -> (B, 3, 2)"""
+    median, bottom, top = _quantiles(structure.flatten(2), 0.5, 0.1, 0.9)
+    return torch.stack([median, top - bottom], dim=-1)
+
+
+def _brightness_and_cast(light: Tensor) -> Tensor:
+    """(B, 3, 2) of the channels -> (B, 4, 2): the channels' mean, and what each differs from it."""
+    brightness = light.mean(dim=1, keepdim=True)
+    return torch.cat([brightness, light - brightness], dim=1)
+
+
+def _quantiles(values: Tensor, *shares: float) -> list[Tensor]:
+    """(..., n) -> (...,) for each share: the value of that rank."""
+    ordered = values.sort(dim=-1).values
+    return [ordered[..., round((values.shape[-1] - 1) * share)] for share in shares]
+
+
+def _low_pass(wavelet: str, size: int) -> Tensor:
     """The (h, size) matrix that takes a column of pixels to its approximation band, divided by the band's gain."""
     low = pywt.wavedec(np.eye(size), wavelet, mode="symmetric", level=LEVELS)[0]
     return torch.tensor(low.T / 2 ** (LEVELS / 2), dtype=torch.float32)

@@ -74,7 +74,7 @@ def test_smaller_models_are_compared_and_say_so(line, pixels, capsys):
     small = line.model.with_name("model_data_tile_10pct_int8.onnx")
     printed = capsys.readouterr().out
     assert small.name in printed and "verdict flips" in printed and "image AUROC" in printed
-    assert small.stat().st_size < 0.6 * line.model.stat().st_size
+    assert small.stat().st_size < 0.7 * line.model.stat().st_size
     scores, wanted = (OnnxModel(path).predict(pixels)[0] for path in (small, line.model))
     assert np.corrcoef(scores, wanted)[0, 1] > 0.95
 

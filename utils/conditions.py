@@ -10,16 +10,16 @@ from torch import Tensor
 from models.condition import CLEAN, Condition
 from models.wedge_net import WedgeNet
 from utils.console import progress
-from utils.corruptions import gaussian_blur, gaussian_noise
+from utils.corruptions import color_jitter, gaussian_blur, gaussian_noise
 from utils.dataset import Batch, Sample, batches
 from utils.inference import Corruption
 from utils.settings import Settings
 
-MEASURED = 200  # training images that tell the conditions apart: more hardly move nine means and a covariance
+MEASURED = 200  # training images that tell the conditions apart: more hardly move means and a covariance
 
 
 def apply_condition(images: Tensor, kind: str, levels: Sequence[float], names: Sequence[str], seed: int) -> Tensor:
-    """Images (B, 3, H, W) in [0, 1] made noisy or blurred, each at its own level; noise is seeded by name and level."""
+    """Images (B, 3, H, W) in [0, 1] in a condition, each at its own level; noise is seeded by name and level."""
     if kind == CLEAN.kind:
         return images
     if kind == "noise":
@@ -27,7 +27,8 @@ def apply_condition(images: Tensor, kind: str, levels: Sequence[float], names: S
             gaussian_noise(*each, seed) for each in zip(images.split(1), levels, ([n] for n in names), strict=True)
         ]
     else:
-        parts = [gaussian_blur(image, level) for image, level in zip(images.split(1), levels, strict=True)]
+        change = gaussian_blur if kind == "blur" else color_jitter
+        parts = [change(image, level) for image, level in zip(images.split(1), levels, strict=True)]
     return torch.cat(parts)
 
 
@@ -67,9 +68,9 @@ def learn_conditions(net: WedgeNet, samples: Sequence[Sample], settings: Setting
         corruptions = [
             training_corruption(condition, samples, settings.seed) for condition in (*exact, *stream.conditions)
         ]
-        details = [
+        statistics = [
             torch.stack([stream.measure(corrupt(batch) if corrupt else batch.images)[1] for corrupt in corruptions])
             for batch in measured("conditions")
         ]
-        stream.fit_conditions(*torch.cat(details, dim=1).chunk(2))
+        stream.fit_conditions(*torch.cat(statistics, dim=1).chunk(2))
     return net.with_stream(stream)

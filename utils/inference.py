@@ -19,7 +19,7 @@ class Scored:
     """A category's test images, scored: ``scores`` and ``labels`` (N,), ``maps`` and ``masks`` (N, H, W).
 
     ``masks`` is None if a defective image has none. ``conditions`` and ``unfamiliar`` (N,) as a ``Prediction`` has
-    them, and ``detail`` (N, 9) that they follow from; None where there is one condition.
+    them, and ``statistics`` (N, S) that they follow from; None where there is one condition.
     """
 
     samples: list[Sample]
@@ -29,7 +29,7 @@ class Scored:
     masks: np.ndarray | None
     conditions: np.ndarray | None = None
     unfamiliar: np.ndarray | None = None
-    detail: np.ndarray | None = None
+    statistics: np.ndarray | None = None
 
 
 Corruption = Callable[[Batch], Tensor]  # makes the images (B, 3, H, W) that are looked at out of a batch
@@ -70,7 +70,7 @@ def score_samples(
             embedding = embeddings[detector.net]
             part = detector.predict_embedding(embedding)._asdict()
             if embedding.reading is not None:
-                part["detail"] = embedding.reading.detail
+                part["statistics"] = embedding.reading.statistics
             parts.append({name: tensor.cpu() for name, tensor in part.items() if tensor is not None})
         masks.append(batch.masks)
     labels = np.array([sample.label for sample in samples])
