@@ -29,7 +29,7 @@ from utils.dataset import test_samples as samples_for_test
 from utils.figures import draw_frequency_ablation
 from utils.metrics import FALSE_ALARMS
 from utils.patchcore import load_patchcore
-from utils.robustness import BLUR, COLOUR, FIGURES, NOISE, measure
+from utils.robustness import BLUR, COLOUR, FIGURES, NOISE, cell, measure
 from utils.settings import Settings, SettingsParser, positive, ratio_name
 from utils.tables import category_means, format_table, mean, write_csv
 from utils.timing import alternate
@@ -47,23 +47,16 @@ Row = dict[str, Any]
 def variants(settings: Settings, ratio: float) -> Iterator[tuple[str, Settings]]:
     """Names and settings, the first one what the others are measured by."""
     settings = dataclasses.replace(settings, sampling_ratio=(ratio,))
-    clean = {"frequency_stream": "condition", "conditions": ("clean",)}
-    all_of_them = {"frequency_stream": "condition", "conditions": settings.conditions}
-    equal = (ratio / len(settings.conditions),)
+    both = dataclasses.replace(settings, frequency_stream="condition", light_alignment=True)
     yield PATCHCORE, settings
     yield "off", dataclasses.replace(settings, frequency_stream="off")
     yield "gate", dataclasses.replace(settings, frequency_stream="gate")
-    yield "light alone", dataclasses.replace(settings, **clean, light_alignment=True)
-    yield "conditions alone", dataclasses.replace(settings, **all_of_them, light_alignment=False)
-    yield "both", dataclasses.replace(settings, **all_of_them, light_alignment=True)
-    yield (
-        "both, equal memory",
-        dataclasses.replace(settings, **all_of_them, light_alignment=True, sampling_ratio=equal),
-    )
-    yield (
-        f"both, semantic {'off' if settings.use_semantic else 'on'}",
-        dataclasses.replace(settings, **all_of_them, light_alignment=True, use_semantic=not settings.use_semantic),
-    )
+    yield "light alone", dataclasses.replace(both, conditions=("clean",))
+    yield "conditions alone", dataclasses.replace(both, light_alignment=False)
+    yield "both", both
+    yield "both, equal memory", dataclasses.replace(both, sampling_ratio=(ratio / len(both.conditions),))
+    other = "off" if settings.use_semantic else "on"
+    yield f"both, semantic {other}", dataclasses.replace(both, use_semantic=not settings.use_semantic)
 
 
 @command
@@ -102,10 +95,7 @@ def measure_category(settings: Settings, category: str, ratio: float, seeds: int
             (curve,) = measure([detectors[name]], samples, own, corruption, seeds, f"{category}, {name}")
             for level, figures in zip(corruption.levels, curve.mean(axis=1), strict=True):
                 row = {"category": category, "ratio": ratio, "variant": name, "corruption": kind, "level": level}
-                row |= dict(
-                    zip(FIGURES, (None if np.isnan(figure) else float(figure) for figure in figures), strict=True)
-                )
-                levels.append(row)
+                levels.append(row | {key: cell(value) for key, value in zip(FIGURES, figures, strict=True)})
         total = {"category": category, "ratio": ratio, "variant": name}
         total |= summary([row for row in levels if row["variant"] == name])
         totals.append(total | {"bank_mb": detectors[name].bank_bytes / 1e6, "train_s": seconds})

@@ -32,7 +32,7 @@ from models.errors import InputError
 from models.wedge_net import WedgeNet
 from utils.checkpoint import bank_path, build_net, load_detector
 from utils.console import check_writable, command, for_each
-from utils.dataset import Sample, batches, find_categories, test_samples
+from utils.dataset import Sample, batches, evenly, find_categories, test_samples
 from utils.figures import draw_speed
 from utils.inference import score_samples
 from utils.metrics import auroc
@@ -153,8 +153,7 @@ def load_detectors(settings: Settings, category: str, net: WedgeNet) -> dict[Mod
 
 def load_pixels(settings: Settings, samples: Sequence[Sample], limit: int) -> list[Tensor]:
     """(H, W, 3) uint8 pixels of at most ``limit`` samples, at even distances: good ones and every defect."""
-    places = np.linspace(0, len(samples) - 1, min(limit, len(samples))).round().astype(int)
-    images = torch.cat([batch.images for batch in batches([samples[place] for place in places], settings)])
+    images = torch.cat([batch.images for batch in batches(evenly(samples, limit), settings)])
     return list((images * 255).round().to(torch.uint8).permute(0, 2, 3, 1).contiguous())
 
 

@@ -34,7 +34,7 @@ from models.wedge_net import WedgeNet
 from utils.atomic import atomic_file
 from utils.checkpoint import bank_path, build_net, load_detector
 from utils.console import command, for_each, progress
-from utils.dataset import Sample, batches, find_categories, test_samples, train_samples
+from utils.dataset import Sample, batches, evenly, find_categories, test_samples, train_samples
 from utils.edge_model import KEY, OnnxModel, model_info
 from utils.edge_program import write_program
 from utils.metrics import auroc
@@ -104,7 +104,7 @@ def export_detector(
 
 def calibration_images(settings: Settings, category: str) -> Iterator[np.ndarray]:
     """Training images spread over the whole set, (1, 3, S, S) float32 in [0, 1]."""
-    samples = _spread(train_samples(settings, category), CALIBRATION_IMAGES)
+    samples = evenly(train_samples(settings, category), CALIBRATION_IMAGES)
     for batch in batches(samples, settings):
         yield from batch.images.numpy()[:, None]
 
@@ -114,12 +114,7 @@ def comparison_samples(settings: Settings, category: str) -> list[Sample]:
     try:
         return test_samples(settings, category)
     except InputError:
-        return _spread(train_samples(settings, category), CALIBRATION_IMAGES)
-
-
-def _spread(samples: Sequence[Sample], count: int) -> list[Sample]:
-    places = np.linspace(0, len(samples) - 1, min(count, len(samples))).round().astype(int)
-    return [samples[place] for place in places]
+        return evenly(train_samples(settings, category), CALIBRATION_IMAGES)
 
 
 class Comparison(NamedTuple):

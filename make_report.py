@@ -17,12 +17,10 @@ from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 import config
 from utils.atomic import atomic_file
 from utils.console import check_writable, command
-from utils.dataset import find_categories
+from utils.dataset import evenly, find_categories
 from utils.metrics import FALSE_ALARMS
 from utils.report import grid, page, paragraph, picture, table, text
 from utils.sample_data import is_rendered
@@ -137,6 +135,8 @@ def detection(settings: Settings, categories: Sequence[str]) -> list[str]:
 
 def conditions(settings: Settings, categories: Sequence[str]) -> list[str]:
     """evaluation.py's pictures of the frequency stream."""
+    if settings.frequency_stream != "condition":
+        return [paragraph(f"All images are searched in one bank: FREQUENCY_STREAM is '{settings.frequency_stream}'.")]
     found = []
     for category in categories:
         path = settings.save_dir / f"conditions_{category}.csv"
@@ -152,8 +152,6 @@ def conditions(settings: Settings, categories: Sequence[str]) -> list[str]:
         "in the plane in which the conditions lie farthest apart; a circle holds 95 % of the training images that were "
         "put in that condition."
     )
-    if settings.frequency_stream != "condition":
-        return [paragraph(f"All images are searched in one bank: FREQUENCY_STREAM is '{settings.frequency_stream}'.")]
     return found and [paragraph(about), *found]
 
 
@@ -197,9 +195,9 @@ def pictures(settings: Settings, categories: Sequence[str]) -> list[str]:
     for category in categories:
         folders = [settings.save_dir / ratio_name(ratio) / "results" / category for ratio in settings.sampling_ratio]
         files = next((files for folder in folders if (files := sorted(folder.glob("*.png")))), [])
-        for place in np.linspace(0, len(files) - 1, min(PICTURES, len(files))).round().astype(int):
-            memory = files[place].parts[-4]
-            parts.append(picture(files[place], f"{category}: {files[place].stem} ({memory})", wide=True))
+        for file in evenly(files, PICTURES):
+            memory = file.parts[-4]
+            parts.append(picture(file, f"{category}: {file.stem} ({memory})", wide=True))
     about = (
         "From left to right: the image, the true defect, what the frequency stream and the semantic stream weigh, the "
         "anomaly score, and that over the image with the defect's outline. Colours of the score have one scale for "
@@ -208,8 +206,11 @@ def pictures(settings: Settings, categories: Sequence[str]) -> list[str]:
     return parts and [paragraph(about), *parts]
 
 
-def robustness(csv: str, curve: str, tile: str, level: str, about: str) -> Section:
-    """The section of one corruption, from its files' names with {} for category and ratio, and its levels' title."""
+def robustness(csv: str, curve: str, tile: str | None, level: str, about: str) -> Section:
+    """The section of one corruption, from its files' names with {} for category and ratio, and its levels' title.
+
+    ``tile`` is None where no picture of a good part at each level is drawn.
+    """
 
     def section(settings: Settings, categories: Sequence[str]) -> list[str]:
         rows, curves, tiles = [], [], []
@@ -222,6 +223,8 @@ def robustness(csv: str, curve: str, tile: str, level: str, about: str) -> Secti
                     "defective parts (dashed) that the threshold from training calls defective."
                 )
                 curves += drawn(settings.save_dir / curve.format(category, ratio), caption, wide=True)
+            if tile is None:
+                continue
             names = [settings.save_dir / tile.format(name) for name in (category, *(f"{category}_{r}" for r in ratios))]
             caption = (
                 f"{category}: a good part, level by level, and the anomaly maps of both methods, each in one scale."
@@ -373,7 +376,7 @@ SECTIONS: dict[str, tuple[Section, tuple[str, ...]]] = {
         robustness(
             "full_blur_comparison_{}_{}.csv",
             "figure_blur_robustness_{}_{}.png",
-            "Figure_Blur_Robustness_{}.png",
+            None,
             "Sigma",
             "The test images are blurred by a Gaussian; sigma is in pixels.",
         ),

@@ -11,8 +11,6 @@ SAVE_DIR/10pct/results/tile/<defect>_<image>.png. Settings are in config.py.
 import sys
 from collections.abc import Iterator, Sequence
 
-import numpy as np
-
 import config
 from models.errors import InputError
 from models.frequency import WaveletTransform, frequency_map
@@ -20,7 +18,7 @@ from models.semantic import attention_mask
 from models.wedge_net import WedgeNet
 from utils.checkpoint import build_net, load_detector
 from utils.console import check_writable, command, for_each, progress
-from utils.dataset import Sample, batches, find_categories, test_samples
+from utils.dataset import Sample, batches, evenly, find_categories, test_samples
 from utils.inference import score_samples
 from utils.metrics import training_threshold
 from utils.panels import Streams, colour_scale, draw_result
@@ -47,7 +45,7 @@ def draw_category(settings: Settings, category: str, net: WedgeNet, limit: int |
     defective = [index for index, sample in enumerate(samples) if sample.label]
     if not defective:
         raise InputError(f"{category} has no defective test image to draw")
-    chosen = spread(defective, limit or len(defective))
+    chosen = evenly(defective, limit or len(defective))
     detectors = [load_detector(settings, category, ratio, net)[0] for ratio in settings.sampling_ratio]
     scored = score_samples(detectors, samples, settings, category)
     thresholds = [training_threshold(detector.calibration_scores.numpy()) for detector in detectors]
@@ -63,12 +61,6 @@ def draw_category(settings: Settings, category: str, net: WedgeNet, limit: int |
             draw_result(file, name, streams, result.maps[index], scale, float(result.scores[index]), threshold)
     for folder in folders:
         print(f"[{category}] {len(chosen)} pictures: {folder}")
-
-
-def spread(items: Sequence[int], count: int) -> list[int]:
-    """``count`` of the items, or all, at even distances: a few pictures should not all show the first defect."""
-    places = np.linspace(0, len(items) - 1, min(count, len(items))).round().astype(int)
-    return [items[place] for place in places]
 
 
 def see(net: WedgeNet, samples: Sequence[Sample], settings: Settings) -> Iterator[Streams]:

@@ -30,7 +30,7 @@ from models.backbone import build_backbone
 from models.conformal import conformal_threshold
 from utils.checkpoint import bank_path, build_net, load_checkpoint
 from utils.console import command
-from utils.dataset import batches, test_samples
+from utils.dataset import batches, evenly, test_samples
 from utils.metrics import auroc
 from utils.settings import Settings, SettingsParser, positive
 from utils.timing import describe_machine, describe_versions
@@ -99,7 +99,7 @@ def measure(settings: Settings, ratio: float, limit: int | None) -> list[Row]:
     category = settings.category
     samples = test_samples(settings, category)
     if limit is not None:
-        samples = [samples[i] for i in np.linspace(0, len(samples) - 1, min(limit, len(samples))).round().astype(int)]
+        samples = evenly(samples, limit)
     labels = np.array([sample.label for sample in samples])
     checkpoint = bank_path(settings.save_dir, category, ratio)
     calibration = load_checkpoint(checkpoint).calibration_scores.numpy()

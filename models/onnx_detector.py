@@ -81,7 +81,9 @@ class _Head(nn.Module):
             self.register_buffer("matrix", torch.stack([whitening.matrix for whitening in self.net.whitening]))
         self.register_buffer("scales", detector.scales)
 
-    def forward(self, images: Tensor, layer2: Tensor, layer3: Tensor, conditions: Tensor | None = None):
+    def forward(
+        self, images: Tensor, layer2: Tensor, layer3: Tensor, conditions: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
         features = self.net.combine(images, layer2, layer3)
         chosen = 0 if conditions is None else conditions
         if self.net.whitening:

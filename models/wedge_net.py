@@ -153,7 +153,7 @@ class WedgeNet(nn.Module):
         return embedding.flatten(2).transpose(1, 2)
 
 
-def by_condition(conditions: Tensor) -> Iterator[tuple[int, Tensor | slice]]:
+def by_condition(conditions: Tensor) -> Iterator[tuple[int, Tensor]]:
     """Each of the conditions (B,) that there are, and which of the images are in it."""
     for condition in conditions.unique().tolist():
         yield condition, conditions == condition

@@ -15,8 +15,7 @@ from models.condition import CLEAN, Condition, ConditionStream, parse_conditions
 from models.errors import InputError
 from tests.conftest import draw_part, make_category
 from utils.checkpoint import build_net, load_checkpoint, load_detector
-from utils.conditions import apply_condition
-from utils.corruptions import gaussian_blur
+from utils.corruptions import corrupt, gaussian_blur
 from utils.dataset import batches
 from utils.dataset import test_samples as samples_for_test
 from utils.settings import SettingsParser
@@ -33,7 +32,7 @@ def parts(count, seed):
 def in_condition(images, condition, seed=0):
     kind = condition.rstrip("0123456789.")
     level = float(condition.removeprefix(kind) or 0)
-    return apply_condition(images, kind, [level] * len(images), [str(i) for i in range(len(images))], seed)
+    return images if kind == "clean" else corrupt(images, kind, level, [str(i) for i in range(len(images))], seed)
 
 
 @pytest.fixture(scope="module")

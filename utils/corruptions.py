@@ -8,6 +8,13 @@ import torch
 from torch import Tensor
 
 
+def corrupt(images: Tensor, kind: str, level: float, names: Sequence[str], seed: int) -> Tensor:
+    """Images (B, 3, H, W) in [0, 1] with 'noise', 'blur' or 'colour' of one level; level 0 leaves them as they are."""
+    if kind == "noise":
+        return gaussian_noise(images, level, names, seed)
+    return gaussian_blur(images, level) if kind == "blur" else color_jitter(images, level)
+
+
 def gaussian_noise(images: Tensor, sigma: float, names: Sequence[str], seed: int) -> Tensor:
     """Add white noise of ``sigma`` grey levels (of 255) to images (B, 3, H, W) float32 in [0, 1]; the sum is clamped.
 

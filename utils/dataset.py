@@ -5,6 +5,7 @@ import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -18,6 +19,7 @@ from utils.mvtec import MVTEC_CATEGORIES
 from utils.settings import Settings
 
 GOOD = "good"
+Item = TypeVar("Item")
 HOW_TO_GET_DATA = (
     "get MVTec AD with 'python prepare_data.py mvtec', or a rendered sample with 'python prepare_data.py sample'"
 )
@@ -115,6 +117,12 @@ def test_samples(settings: Settings, category: str) -> list[Sample]:
     if not samples:
         raise InputError(f"{root / 'test'} holds no image in test/{GOOD} or test/<defect>")
     return samples
+
+
+def evenly(items: Sequence[Item], count: int) -> list[Item]:
+    """``count`` of the items, or all, at even distances: a few of a sorted list should not all be of its first kind."""
+    places = np.linspace(0, len(items) - 1, min(count, len(items))).round().astype(int)
+    return [items[place] for place in places]
 
 
 def files_digest(samples: Sequence[Sample]) -> str:

@@ -32,17 +32,17 @@ class Scored:
     statistics: np.ndarray | None = None
 
 
-Corruption = Callable[[Batch], Tensor]  # makes the images (B, 3, H, W) that are looked at out of a batch
+Alteration = Callable[[Batch], Tensor]  # makes the images (B, 3, H, W) that are looked at out of a batch
 
 
 def extract_features(
-    net: Net, samples: Sequence[Sample], settings: Settings, what: str, corrupt: Corruption | None = None
+    net: Net, samples: Sequence[Sample], settings: Settings, what: str, alter: Alteration | None = None
 ) -> Tensor:
     """(N, h*w, D) float32 patch features of all samples, in one array on the CPU, allocated once."""
     features = None
     start = 0
     for batch in with_progress(samples, settings, what):
-        embedded = net.embed(batch.images if corrupt is None else corrupt(batch)).features
+        embedded = net.embed(batch.images if alter is None else alter(batch)).features
         if not torch.isfinite(embedded).all():
             bad = (~torch.isfinite(embedded).all(dim=2).all(dim=1)).nonzero()[0].item()
             raise InputError(f"image {batch.samples[bad].path} gives features that are not finite")
@@ -58,13 +58,13 @@ def score_samples(
     samples: Sequence[Sample],
     settings: Settings,
     what: str,
-    corrupt: Corruption | None = None,
+    alter: Alteration | None = None,
 ) -> list[Scored]:
     """Score the samples with several banks; an embedding that they share is computed once."""
     found: list[list[dict[str, Tensor]]] = [[] for _ in detectors]
     masks = []
     for batch in with_progress(samples, settings, what):
-        images = batch.images if corrupt is None else corrupt(batch)
+        images = batch.images if alter is None else alter(batch)
         embeddings = {net: net.embed(images) for net in dict.fromkeys(detector.net for detector in detectors)}
         for detector, parts in zip(detectors, found, strict=True):
             embedding = embeddings[detector.net]

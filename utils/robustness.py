@@ -14,10 +14,10 @@ from models.detector import Detector
 from models.errors import InputError
 from utils.checkpoint import build_net, load_detector
 from utils.console import check_writable, for_each
-from utils.corruptions import color_jitter, gaussian_blur, gaussian_noise
+from utils.corruptions import corrupt
 from utils.dataset import Batch, Sample, batches, find_categories, test_samples
 from utils.figures import draw_robustness
-from utils.inference import score_samples
+from utils.inference import Alteration, score_samples
 from utils.metrics import FALSE_ALARMS, alarm_rates, auroc, training_threshold
 from utils.panels import Maps, draw_levels
 from utils.patchcore import find_patchcore, load_patchcore
@@ -31,46 +31,46 @@ FIGURES = ("auroc", "false_alarm_rate", "detection_rate", "unfamiliar_rate")
 class Corruption:
     """A way to make images worse by degrees. Level 0 leaves them as they are.
 
-    ``apply`` takes images (B, 3, H, W) in [0, 1], their names, a level and a seed; ``levels`` are measured and
-    ``shown`` are drawn; ``symbol`` is what a level is called, ``axis`` that with its unit.
+    ``kind`` as ``utils.corruptions.corrupt`` calls it; ``levels`` are measured and ``shown`` are drawn; ``symbol`` is
+    what a level is called, ``axis`` that with its unit.
     """
 
+    kind: str
     symbol: str
     axis: str
     levels: tuple[float, ...]
     shown: tuple[float, ...]
-    apply: Callable[[Tensor, Sequence[str], float, int], Tensor]
 
-    def hook(self, settings: Settings, level: float, seed: int) -> Callable[[Batch], Tensor]:
+    def hook(self, settings: Settings, level: float, seed: int) -> Alteration:
         """What ``score_samples`` calls. An image's name is its path below DATA_PATH: the data may lie anywhere."""
 
-        def corrupt(batch: Batch) -> Tensor:
+        def alter(batch: Batch) -> Tensor:
             names = [sample.path.relative_to(settings.data_path).as_posix() for sample in batch.samples]
-            return self.apply(batch.images, names, level, seed)
+            return corrupt(batch.images, self.kind, level, names, seed)
 
-        return corrupt
+        return alter
 
 
 NOISE = Corruption(
+    kind="noise",
     symbol="sigma",
     axis="Gaussian noise: sigma, in grey levels of 255",
     levels=(0, 10, 20, 30, 40),
     shown=(0, 10, 20, 40),
-    apply=lambda images, names, level, seed: gaussian_noise(images, level, names, seed),
 )
 BLUR = Corruption(
+    kind="blur",
     symbol="sigma",
     axis="Gaussian blur: sigma, in pixels",
     levels=(0, 1, 1.5, 2, 3),
     shown=(0, 1, 2, 3),
-    apply=lambda images, names, level, seed: gaussian_blur(images, level),
 )
 COLOUR = Corruption(
+    kind="colour",
     symbol="factor",
     axis="colour jitter: factor",
     levels=(0.0, 0.5, 1.0, 1.5, 2.0, 2.5, 3.0),
     shown=(0.0, 1.0, 2.0, 3.0),
-    apply=lambda images, names, level, seed: color_jitter(images, level),
 )
 
 
@@ -220,7 +220,7 @@ def to_rows(category: str, ratio: float, corruption: Corruption, curves: Mapping
             for name, curve in curves.items():
                 aurocs = curve[place, :, 0]
                 row |= {f"{name}_auroc_min": aurocs.min(), f"{name}_auroc_max": aurocs.max()}
-        rows.append({name: _cell(value) for name, value in row.items()})
+        rows.append({name: cell(value) for name, value in row.items()})
     return rows
 
 
@@ -232,7 +232,7 @@ def describe(rows: Sequence[dict[str, Any]]) -> str:
     return format_table([{name: row[name] for name in shown} for row in rows])
 
 
-def _cell(value: Any) -> Any:
+def cell(value: Any) -> Any:
     """NaN as an empty cell, NumPy's numbers as Python's."""
     if not isinstance(value, np.floating):
         return value

@@ -19,7 +19,7 @@ from models.scoring import AnomalyMap
 from models.wedge_net import grid_size
 from models.whitening import Whitening, fit_whitening
 from utils.checkpoint import Checkpoint, bank_path, build_net, load_checkpoint, misfit, save_checkpoint
-from utils.conditions import learn_conditions, training_corruption
+from utils.conditions import learn_conditions, training_alteration
 from utils.dataset import Sample, files_digest, train_samples
 from utils.inference import extract_features
 from utils.patchcore import build_patchcore, patchcore_embedding, patchcore_path
@@ -122,8 +122,8 @@ def train_condition(
 ) -> tuple[Whitening | None, list[tuple[Tensor, Tensor]]]:
     """The metric of one condition, and for each ratio a bank (M, D) and scores of images that it does not know."""
     what = category if condition == CLEAN else f"{category}, {condition.name}"
-    corrupt = training_corruption(condition, samples, settings.seed)
-    features = extract_features(net, samples, settings, f"{what}: features", corrupt)
+    alter = training_alteration(condition, samples, settings.seed)
+    features = extract_features(net, samples, settings, f"{what}: features", alter)
     whitening = method.fit_metric(features.flatten(0, 1))
     if whitening is not None:
         features = whitening.apply_in_place(features)
