@@ -79,7 +79,7 @@ def evaluate_category(settings: Settings, category: str, net: WedgeNet) -> list[
 def show_conditions(settings: Settings, category: str, net: WedgeNet, scored: Scored) -> None:
     """Tell in which condition each test image was judged, and draw how that was decided."""
     names = [condition.name for condition in net.conditions]
-    places, centres = (part.numpy() for part in net.stream.cpu().in_plane(torch.from_numpy(scored.statistics)))
+    places, centres = (part.numpy() for part in net.stream.in_plane(torch.from_numpy(scored.statistics)))
     rows = [
         {
             "file": sample.path.relative_to(settings.data_path).as_posix(),

@@ -173,12 +173,12 @@ class ConditionStream(nn.Module):
         """Statistics (N, STATISTICS) and conditions as (N, 2) and (K, 2), where conditions lie farthest apart.
 
         Distances there are Mahalanobis distances, so that each condition's training images are a round cloud of
-        standard deviation 1.
+        standard deviation 1. Both are on the CPU.
         """
-        root = torch.linalg.cholesky(self.precision.double())
-        means = self.means.double() @ root
+        root = torch.linalg.cholesky(self.precision.double().cpu())
+        means = self.means.double().cpu() @ root
         axes = torch.linalg.svd(means - means.mean(dim=0)).Vh[:2].T
-        places = statistics.double() @ root
+        places = statistics.double().cpu() @ root
         return ((places - means[0]) @ axes).float(), ((means - means[0]) @ axes).float()
 
     def measure_light(self, images: Tensor) -> Tensor:

@@ -9,6 +9,7 @@ from PIL import Image
 import config
 import eval_noise_robustness
 import evaluation
+import export_onnx
 import predict
 import train
 from models.condition import CLEAN, Condition, ConditionStream, parse_conditions
@@ -18,7 +19,9 @@ from utils.checkpoint import build_net, load_checkpoint, load_detector
 from utils.corruptions import corrupt, gaussian_blur
 from utils.dataset import batches
 from utils.dataset import test_samples as samples_for_test
+from utils.edge_model import OnnxModel
 from utils.settings import SettingsParser
+from utils.torch_model import TorchModel
 
 NAMES = ("clean", "noise10", "noise20", "noise40", "blur1", "blur2", "colour1")
 
@@ -204,6 +207,16 @@ def test_on_noisy_pictures_it_finds_more_and_alarms_less(tmp_path):
         assert float(own["wedge_net_unfamiliar_rate"]) <= 0.1
     clean = [float(figures[stream][0]["wedge_net_auroc"]) for stream in ("condition", "off")]
     assert clean[0] > clean[1] - 0.02
+
+
+def test_a_single_condition_still_flags_what_is_unlike_training(flags, data, tmp_path):
+    own = [*flags, "--frequency-stream", "condition", "--conditions", "clean"]
+    assert train.main(own) == export_onnx.main(own) == evaluation.main(own) == 0
+    path = tmp_path / "out/10pct/model_data_tile_10pct"
+    pixels = np.random.default_rng(0).integers(0, 256, (2, 64, 64, 3), np.uint8)
+    for model in (TorchModel(path.with_suffix(".pt"), config), OnnxModel(path.with_suffix(".onnx"))):
+        judged = model.predict(pixels)
+        assert judged.unfamiliar.all() and not judged.conditions.any()
 
 
 def test_predict_tells_the_condition_and_flags_what_is_like_none(line, tmp_path, capsys):

@@ -203,7 +203,7 @@ def test_a_hundred_mutated_checkpoints_run_or_are_refused(line, tmp_path, one_ne
         ({"memory_bank": [1.0]}, "its memory_bank is of type list"),
         ({"memory_bank": torch.zeros(3)}, "wrong shape"),
         ({"memory_bank": torch.zeros(10, 5)}, "5 dimensions"),
-        ({"memory_bank": torch.full((10, 192), torch.nan)}, "NaN"),
+        ({"memory_bank": torch.full((10, 192), torch.nan)}, "m.pt cannot be used: the memory bank holds NaN"),
         ({"settings": None}, "its settings is of type NoneType"),
         ({"settings": {"BACKBONE": ["resnet50"]}}, "BACKBONE is"),
         ({"state": {}}, "does not fit the network"),

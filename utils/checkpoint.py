@@ -148,11 +148,22 @@ def build_stream(settings: Settings) -> ConditionStream:
     return ConditionStream(settings.wavelet_type, settings.conditions, settings.light_alignment, settings.image_size)
 
 
-def make_detector(checkpoint: Checkpoint, net: Net, image_size: int) -> Detector:
-    """The detector of a checkpoint that fits ``net``, which is as it was when the checkpoint was made."""
+def make_bank(vectors: Tensor, path: Path) -> MemoryBank:
+    """The vectors of a file as a memory bank. Raises :class:`InputError` naming the file if they cannot be used."""
+    try:
+        return MemoryBank(vectors)
+    except InputError as error:
+        raise InputError(f"memory bank {path} cannot be used: {error}") from error
+
+
+def make_detector(checkpoint: Checkpoint, net: Net, image_size: int, path: Path) -> Detector:
+    """The detector of a checkpoint of ``path`` that fits ``net``, which is as it was when the checkpoint was made.
+
+    Raises :class:`InputError` if a bank cannot be used.
+    """
     scales = checkpoint.score_scales
-    parts = checkpoint.memory_bank.chunk(len(scales))
-    return Detector(net, [MemoryBank(part) for part in parts], image_size, checkpoint.calibration_scores, scales)
+    banks = [make_bank(part, path) for part in checkpoint.memory_bank.chunk(len(scales))]
+    return Detector(net, banks, image_size, checkpoint.calibration_scores, scales)
 
 
 def load_detector(settings: Settings, category: str, ratio: float, net: WedgeNet) -> tuple[Detector, Checkpoint]:
@@ -164,4 +175,4 @@ def load_detector(settings: Settings, category: str, ratio: float, net: WedgeNet
     checkpoint = load_checkpoint(path)
     if reason := misfit(checkpoint, settings.embedding(), net):
         raise InputError(f"memory bank {path} does not fit: {reason}; change the setting or train again")
-    return make_detector(checkpoint, net.with_state(checkpoint.state), settings.image_size), checkpoint
+    return make_detector(checkpoint, net.with_state(checkpoint.state), settings.image_size, path), checkpoint

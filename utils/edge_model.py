@@ -144,7 +144,7 @@ class OnnxModel:
 
         Raises :class:`InputError` if the model cannot run or gives no finite scores.
         """
-        several = ["condition", "unfamiliar"] if len(self.info.conditions) > 1 else []
+        several = ["condition", "unfamiliar"] if self.info.settings.get("CONDITIONS") else []
         try:
             scores, maps, *found = self.session.run(["score", "anomaly_map", *several], {"image": images})
         except Exception as error:

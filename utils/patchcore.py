@@ -12,9 +12,8 @@ from torch import Tensor
 from models.backbone import IMAGENET_MEAN, IMAGENET_STD, build_backbone, feature_channels
 from models.detector import Detector
 from models.errors import InputError
-from models.memory_bank import MemoryBank
 from models.patchcore import PatchCore
-from utils.checkpoint import as_checkpoint, make_detector, misfit
+from utils.checkpoint import as_checkpoint, make_bank, make_detector, misfit
 from utils.settings import Settings, ratio_name
 
 _ANOMALIB_BANK = "model.memory_bank"  # in the state dict of a Lightning checkpoint of anomalib 2
@@ -84,21 +83,16 @@ def load_patchcore(settings: Settings, category: str) -> Detector | None:
             raise InputError(
                 f"memory bank {path} does not fit: {reason}; change the setting or run train_patchcore.py again"
             )
-        return make_detector(checkpoint, net, settings.image_size)
-    else:
-        bank, weights = _find_bank(contents, path)
-        dim = sum(feature_channels(settings.patchcore_backbone))
-        if bank.shape[1] != dim:
-            raise InputError(
-                f"memory bank {path} does not fit: its vectors have {bank.shape[1]} dimensions, layers 2 and 3 of "
-                f"{settings.patchcore_backbone} give {dim}; set PATCHCORE_BACKBONE to the network it was made with"
-            )
-        net = build_patchcore(settings) if weights is None else _own_network(settings, weights, path)
-    try:
-        memory = MemoryBank(bank)
-    except InputError as error:
-        raise InputError(f"memory bank {path} cannot be used: {error}") from error
-    return Detector(net, [memory], settings.image_size)
+        return make_detector(checkpoint, net, settings.image_size, path)
+    bank, weights = _find_bank(contents, path)
+    dim = sum(feature_channels(settings.patchcore_backbone))
+    if bank.shape[1] != dim:
+        raise InputError(
+            f"memory bank {path} does not fit: its vectors have {bank.shape[1]} dimensions, layers 2 and 3 of "
+            f"{settings.patchcore_backbone} give {dim}; set PATCHCORE_BACKBONE to the network it was made with"
+        )
+    net = build_patchcore(settings) if weights is None else _own_network(settings, weights, path)
+    return Detector(net, [make_bank(bank, path)], settings.image_size)
 
 
 class _Ignored:

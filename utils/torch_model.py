@@ -28,7 +28,7 @@ class TorchModel:
         net = build_net(settings)
         if reason := misfit(checkpoint, settings.embedding(), net):
             raise InputError(f"{path} does not fit: {reason}; set BACKBONE_WEIGHTS in config.py")
-        self.detector = make_detector(checkpoint, net.with_state(checkpoint.state), settings.image_size)
+        self.detector = make_detector(checkpoint, net.with_state(checkpoint.state), settings.image_size, path)
         self.info: ModelInfo = model_info(
             checkpoint.category,
             checkpoint.calibration_scores.numpy(),
