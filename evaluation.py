@@ -136,6 +136,7 @@ def mean_rows(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
                 "f1_max",
                 "false_alarm_rate",
                 "detection_rate",
+                "unfamiliar_rate",
                 "bank_mb",
             )
         }

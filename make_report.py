@@ -147,10 +147,10 @@ def conditions(settings: Settings, categories: Sequence[str]) -> list[str]:
         caption += f"; {strange} unlike anything in training." if strange else "."
         found += drawn(path.with_suffix(".png"), caption, wide=True)
     about = (
-        "The frequency stream measures each picture: the median of its wavelet coefficients in nine bands tells how "
-        "noisy or blurred it is, and it is searched in the memory bank of that condition alone. A dot is a test image, "
-        "in the plane in which the conditions lie farthest apart; a circle holds 95 % of the training images that were "
-        "put in that condition."
+        "The frequency stream measures each picture: five figures of its light and the medians of nine wavelet bands "
+        "tell its condition, and it is searched in the memory bank of that condition alone. A dot is a test image, in "
+        "the plane in which the conditions lie farthest apart; a circle holds about 95 % of the training images that "
+        "were put in that condition."
     )
     return found and [paragraph(about), *found]
 
@@ -199,7 +199,7 @@ def pictures(settings: Settings, categories: Sequence[str]) -> list[str]:
             memory = file.parts[-4]
             parts.append(picture(file, f"{category}: {file.stem} ({memory})", wide=True))
     about = (
-        "From left to right: the image, the true defect, what the frequency stream and the semantic stream weigh, the "
+        "From left to right: the image, the true defect, where it has detail, what the semantic stream weighs, the "
         "anomaly score, and that over the image with the defect's outline. Colours of the score have one scale for "
         "each category. All pictures are in <code>SAVE_DIR/&lt;memory&gt;/results</code>."
     )

@@ -200,7 +200,7 @@ def draw_conditions(
     axis.scatter(*places[strange].T, 60, facecolors="none", edgecolors="0.2", label="unlike anything in training")
     axis.scatter([], [], 14, "0.4", "o", label="good test image")
     axis.scatter([], [], 14, "0.4", "^", label="defective test image")
-    axis.set_title(f"{title}: the condition of each test image, by the medians of its wavelet bands", fontsize=10)
+    axis.set_title(f"{title}: the condition of each test image, by its light and its wavelet bands", fontsize=10)
     axis.set_xlabel("standard deviations of the training images, from clean (circles: 95 % of them)")
     axis.grid(alpha=0.3)
     axis.spines[["top", "right"]].set_visible(False)
