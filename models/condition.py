@@ -7,7 +7,7 @@ for each of which there is a memory bank. A defect, which covers a small part of
 """
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -16,7 +16,6 @@ import torch
 from torch import Tensor, nn
 
 from models.errors import InputError
-from models.frequency import WaveletTransform
 
 KINDS = ("noise", "blur", "colour")
 LEVELS = 3  # of the wavelet transform
@@ -114,25 +113,25 @@ class ConditionStream(nn.Module):
             )
         self.conditions = parse_conditions(conditions)
         self.align_light = align_light
-        self.transform = WaveletTransform(wavelet)
-        self.register_buffer("structure", _low_pass(wavelet, image_size), persistent=False)
+        structure, details = _analysis(wavelet, image_size)
+        self.register_buffer("structure", structure, persistent=False)
+        self.register_buffer("details", torch.cat(details), persistent=False)
+        self.rows = [len(matrix) for matrix in details]
         count, width = len(self.conditions), STATISTICS
         self.register_buffer("least_light", -torch.ones(4, 2))  # of the training images, see _brightness_and_cast
         self.register_buffer("most_light", torch.ones(4, 2))
         self.register_buffer("means", torch.zeros(count, width))
         self.register_buffer("precision", torch.eye(width))  # inverse of the pooled covariance
+        # In doubt an image is clean.
+        self.register_buffer("doubt", torch.tensor([0.0] + [_DOUBT] * (count - 1)), persistent=False)
         self.register_buffer("limits", torch.full((count,), torch.inf))  # squared distances beyond are unfamiliar
 
     def forward(self, images: Tensor) -> Reading:
         """(B, 3, H, W) images in [0, 1]; nothing crosses the batch."""
         aligned, statistics = self.measure(images)
         squared = self.squared_distances(statistics)
-        # In doubt an image is clean.
-        handicap = _DOUBT * (torch.arange(len(self.conditions), device=squared.device) > 0)
-        conditions = (squared + handicap).argmin(dim=1)
-        nearest = squared.argmin(dim=1, keepdim=True)
-        unfamiliar = squared.gather(1, nearest)[:, 0] > self.limits[nearest[:, 0]]
-        return Reading(aligned, statistics, conditions, unfamiliar)
+        least, nearest = squared.min(dim=1)
+        return Reading(aligned, statistics, (squared + self.doubt).argmin(dim=1), least > self.limits[nearest])
 
     def measure(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """(B, 3, H, W) images -> the images, their light aligned, and their statistics (B, STATISTICS).
@@ -143,26 +142,38 @@ class ConditionStream(nn.Module):
         less the smallest. Of the detail: log of the median absolute coefficient of the grey image, for bands cH, cV and
         cD, from the finest level to the coarsest. Of the finest level every fourth coefficient is enough.
         """
-        some = images[..., ::2, ::2].flatten(1)
-        clipped = torch.stack([(some >= 1 - _FLOOR).float(), (some <= _FLOOR).float()], dim=1).mean(dim=2)
+        images = images.contiguous()  # pixels as a file has them are the slower layout, here and for the backbone
         structure = self._structure(images)
+        some = images[..., ::2, ::2].flatten(1)
+        clipped = torch.stack([(some >= 1 - _FLOOR).sum(dim=1), (some <= _FLOOR).sum(dim=1)], dim=1) / some.shape[1]
+        weights = structure.new_full((1, 1, 3), 1 / 3)  # of the channels, which make them grey
+        aligned = images
         if self.align_light:
             light = _light(structure)
             # Not to the training images' mean: light that good parts are seen in is no fault, and parts differ.
             wanted = _brightness_and_cast(light).clamp(self.least_light, self.most_light)
             wanted = wanted[:, :1] + wanted[:, 1:]
-            gain = (wanted[..., 1] / light[..., 1].clamp_min(1e-6)).clamp(1 / _GAIN, _GAIN)[..., None, None]
+            gain = (wanted[..., 1] / light[..., 1].clamp_min(1e-6)).clamp(1 / _GAIN, _GAIN)
+            weights = gain[:, None] / 3
+            gain = gain[..., None, None]
             offset = wanted[..., 0, None, None] - gain * light[..., 0, None, None]
-            images, structure = images * gain + offset, structure * gain + offset
-        middle, bottom, top = _quantiles(structure.mean(dim=1).flatten(1), 0.5, 0.1, 0.9)
-        skewness = ((top - middle + _FLOOR) / (middle - bottom + _FLOOR)).log()
-        colour = _quantiles((structure.amax(dim=1) - structure.amin(dim=1)).flatten(1), 0.5, 0.9)
-        statistics = [(clipped + 1e-3).log(), torch.stack([skewness, *colour], dim=1)]
-        low, medians = images.mean(dim=1, keepdim=True), []
-        for level in range(LEVELS):
-            low, *details = self.transform(low)[:, 0].split(1, dim=1)
-            medians += [_median(band[..., ::2, ::2] if level == 0 else band) for band in details]
-        return images, torch.cat([*statistics, (torch.stack(medians, dim=1) + _FLOOR).log()], dim=1)
+            aligned, structure = images * gain + offset, structure * gain + offset
+        grey, colourfulness = structure.mean(dim=1), structure.amax(dim=1) - structure.amin(dim=1)
+        quantiles = _ranked(torch.stack([grey, colourfulness], dim=1).flatten(2), 0.1, 0.5, 0.9)
+        bottom, middle, top = quantiles[:, 0].unbind(dim=1)
+        skewness = (top - middle + _FLOOR).log() - (middle - bottom + _FLOOR).log()
+        medians = [_ranked(bands.abs().flatten(2), 0.5)[..., 0] for bands in self._details(images, weights)]
+        light = [(clipped + 1e-3).log(), skewness[:, None], quantiles[:, 1, 1:]]
+        return aligned, torch.cat([*light, (torch.cat(medians, dim=1) + _FLOOR).log()], dim=1)
+
+    def _details(self, images: Tensor, weights: Tensor) -> Iterator[Tensor]:
+        """(B, 3, H, W) images and (B or 1, 1, 3) weights of their channels -> of each level bands cH, cV and cD of the
+        weighted sum, (B, 3, h, w); of the finest level every other row and column."""
+        grey = (weights @ images.flatten(2))[:, 0].unflatten(1, images.shape[2:])
+        columns = (self.details @ grey).split(self.rows, dim=1)
+        for matrix, bands in zip(self.details.split(self.rows), columns, strict=True):
+            bands, half = bands @ matrix.T, len(matrix) // 2
+            yield torch.stack([bands[:, half:, :half], bands[:, :half, half:], bands[:, half:, half:]], dim=1)
 
     def squared_distances(self, statistics: Tensor) -> Tensor:
         """(B, STATISTICS) -> (B, K) squared Mahalanobis distances to the conditions."""
@@ -231,8 +242,8 @@ def _fit(statistics: Tensor) -> tuple[Tensor, Tensor]:
 
 def _light(structure: Tensor) -> Tensor:
     """(B, 3, h, w) -> (B, 3, 2)"""
-    median, bottom, top = _quantiles(structure.flatten(2), 0.5, 0.1, 0.9)
-    return torch.stack([median, top - bottom], dim=-1)
+    bottom, median, top = _ranked(structure.flatten(2), 0.1, 0.5, 0.9).unbind(dim=2)
+    return torch.stack([median, top - bottom], dim=2)
 
 
 def _brightness_and_cast(light: Tensor) -> Tensor:
@@ -241,19 +252,23 @@ def _brightness_and_cast(light: Tensor) -> Tensor:
     return torch.cat([brightness, light - brightness], dim=1)
 
 
-def _quantiles(values: Tensor, *shares: float) -> list[Tensor]:
-    """(..., n) -> (...,) for each share: the value of that rank."""
-    ordered = values.sort(dim=-1).values
-    return [ordered[..., round((values.shape[-1] - 1) * share)] for share in shares]
+def _ranked(values: Tensor, *shares: float) -> Tensor:
+    """(B, C, n) -> (B, C, len(shares)): the value below which each share lies; of an even number the lower median."""
+    ranks = [int((values.shape[2] - 1) * share) for share in shares]
+    if values.device.type == "cpu" and not torch.compiler.is_exporting():
+        # Ten times as fast as torch's sort, median or kthvalue.
+        return torch.from_numpy(np.sort(values.numpy(), axis=2)[..., ranks])
+    if len(ranks) == 1:  # onnxruntime has this sooner than all in order
+        return values.topk(values.shape[2] - ranks[0], dim=2, sorted=False).values.amin(dim=2, keepdim=True)
+    return values.sort(dim=2).values[..., ranks]
 
 
-def _low_pass(wavelet: str, size: int) -> Tensor:
-    """The (h, size) matrix that takes a column of pixels to its approximation band, divided by the band's gain."""
-    low = pywt.wavedec(np.eye(size), wavelet, mode="symmetric", level=LEVELS)[0]
-    return torch.tensor(low.T / 2 ** (LEVELS / 2), dtype=torch.float32)
-
-
-def _median(band: Tensor) -> Tensor:
-    """(B, 1, h, w) -> (B,): median absolute coefficient."""
-    magnitudes = band.flatten(1).abs()
-    return magnitudes.topk(magnitudes.shape[1] // 2 + 1, dim=1, sorted=False).values.amin(dim=1)
+def _analysis(wavelet: str, size: int) -> tuple[Tensor, list[Tensor]]:
+    """Matrices for a column of ``size`` pixels, float32: to its approximation band of the last level, divided by the
+    band's gain; and to both bands, one below the other, of each level; of the finest, every other coefficient."""
+    low, details = np.eye(size), []
+    for level in range(LEVELS):
+        low, high = pywt.dwt(low, wavelet, mode="symmetric", axis=0)
+        step = 2 if level == 0 else 1
+        details.append(torch.from_numpy(np.concatenate([low[::step], high[::step]])).float())
+    return torch.from_numpy(low / 2 ** (LEVELS / 2)).float(), details

@@ -60,12 +60,11 @@ class Detector:
     def distances(self, embedding: Embedding) -> Tensor:
         """(B, h, w) distances from each patch to the nearest vector of its condition's bank."""
         features, reading = embedding
-        if reading is None:
-            return self.banks[0].nearest(features.flatten(0, 1)).view(-1, *self.grid)
-        distances = features.new_empty(len(features), *self.grid)
-        for condition, chosen in by_condition(reading.conditions):
-            distances[chosen] = self.banks[condition].nearest(features[chosen].flatten(0, 1)).view(-1, *self.grid)
-        return distances
+
+        def search(condition: int, own: Tensor) -> Tensor:
+            return self.banks[condition].nearest(own.flatten(0, 1)).view(-1, *self.grid)
+
+        return search(0, features) if reading is None else by_condition(reading.conditions, features, search)
 
     @property
     def bank_vectors(self) -> int:

@@ -26,20 +26,26 @@ class WaveletTransform(nn.Module):
         kernels = np.stack([np.outer(low, low), np.outer(high, low), np.outer(low, high), np.outer(high, high)])
         self.register_buffer("kernels", torch.tensor(kernels, dtype=torch.float32)[:, None], persistent=False)
         self.taps = len(low)
+        self._extensions: dict[tuple[int, torch.device], Tensor] = {}
 
     def forward(self, images: Tensor) -> Tensor:
         """(B, C, H, W) -> (B, C, 4, h, w): bands cA, cH, cV, cD with h = floor((H + taps - 1) / 2)."""
-        batch, channels, height, width = images.shape
-        rows, columns = (self._reflected(size).to(images.device) for size in (height, width))
-        padded = images.reshape(batch * channels, 1, height, width).index_select(2, rows).index_select(3, columns)
-        bands = F.conv2d(padded, self.kernels, stride=2)
+        batch, channels = images.shape[:2]
+        bands = F.conv2d(self._extended(images.flatten(0, 1)[:, None]), self.kernels, stride=2)
         return bands.view(batch, channels, 4, *bands.shape[-2:])
 
-    def _reflected(self, size: int) -> Tensor:
-        """Indices that extend ``size`` pixels as PyWavelets' symmetric mode does: (c b a | a b c | c b a)."""
-        before = self.taps - 2
-        after = 2 * ((size + self.taps - 1) // 2) - size
-        return torch.from_numpy(np.pad(np.arange(size), (before, after), mode="symmetric"))
+    def _extended(self, images: Tensor) -> Tensor:
+        """Images continued beyond their edges as in PyWavelets' symmetric mode: (c b a | a b c | c b a)."""
+        for axis in (2, 3):
+            size = images.shape[axis]
+            before, after = self.taps - 2, 2 * ((size + self.taps - 1) // 2) - size
+            if before or after:  # nothing to do for haar and an even size
+                key = size, images.device
+                if key not in self._extensions:
+                    places = np.pad(np.arange(size), (before, after), mode="symmetric")
+                    self._extensions[key] = torch.from_numpy(places).to(images.device)
+                images = images.index_select(axis, self._extensions[key])
+        return images
 
 
 def frequency_map(bands: Tensor) -> Tensor:

@@ -1,7 +1,7 @@
 """WEDGE-Net's embedding: what each patch of an image looks like, as one vector."""
 
 import copy
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import torch
@@ -137,9 +137,7 @@ class WedgeNet(nn.Module):
             return Embedding(features, reading)
         if reading is None:
             return Embedding(self.whitening[0](features), reading)
-        mapped = features.new_empty(*features.shape[:2], self.dim)
-        for condition, chosen in by_condition(reading.conditions):
-            mapped[chosen] = self.whitening[condition](features[chosen])
+        mapped = by_condition(reading.conditions, features, lambda condition, own: self.whitening[condition](own))
         return Embedding(mapped, reading)
 
     def combine(self, images: Tensor, layer2: Tensor, layer3: Tensor) -> Tensor:
@@ -153,10 +151,15 @@ class WedgeNet(nn.Module):
         return embedding.flatten(2).transpose(1, 2)
 
 
-def by_condition(conditions: Tensor) -> Iterator[tuple[int, Tensor]]:
-    """Each of the conditions (B,) that there are, and which of the images are in it."""
-    for condition in conditions.unique().tolist():
-        yield condition, conditions == condition
+def by_condition(conditions: Tensor, values: Tensor, function: Callable[[int, Tensor], Tensor]) -> Tensor:
+    """Of (B, ...) values, those of each of the conditions (B,) that there are, through a function of condition and
+    values; (B, ...) in the old order."""
+    present = sorted(set(conditions.tolist()))
+    if len(present) == 1:
+        return function(present[0], values)
+    parts = [(conditions == condition).nonzero()[:, 0] for condition in present]
+    results = [function(condition, values[part]) for condition, part in zip(present, parts, strict=True)]
+    return torch.cat(results)[torch.cat(parts).argsort()]
 
 
 def grid_size(image_size: int) -> tuple[int, int]:
