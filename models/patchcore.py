@@ -6,7 +6,7 @@ from torch import Tensor
 
 from models.backbone import Backbone
 from models.condition import CLEAN
-from models.engine import make_engine
+from models.engine import in_parts, make_engine
 from models.scoring import PATCHCORE
 from models.wedge_net import Embedding
 
@@ -44,9 +44,10 @@ class PatchCore:
 
         D is the sum of both layers' channels (WideResNet-50: 1536). Features keep the length that the network gives.
         """
-        layer2, layer3 = (
-            F.avg_pool2d(layer, kernel_size=3, stride=1, padding=1)
-            for layer in self.backbone(images.to(self.device, torch.float32))
-        )
+        return Embedding(in_parts(self._features, self.backbone.at_once, images.to(self.device, torch.float32)))
+
+    def _features(self, images: Tensor) -> Tensor:
+        """Features (B, h*w, D) of images."""
+        layer2, layer3 = (F.avg_pool2d(layer, kernel_size=3, stride=1, padding=1) for layer in self.backbone(images))
         layer3 = F.interpolate(layer3, size=layer2.shape[-2:], mode="bilinear")
-        return Embedding(torch.cat([layer2, layer3], dim=1).flatten(2).transpose(1, 2))
+        return torch.cat([layer2, layer3], dim=1).flatten(2).transpose(1, 2)

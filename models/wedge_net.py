@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from models.backbone import Backbone
 from models.condition import CLEAN, Condition, ConditionStream, Reading
-from models.engine import make_engine
+from models.engine import in_parts, make_engine
 from models.errors import InputError
 from models.frequency import FrequencyGate
 from models.scoring import WEDGE_NET
@@ -129,16 +129,19 @@ class WedgeNet(nn.Module):
         metric's map leaves some out.
         """
         images = images.to(self.device, torch.float32)
-        reading = None if self.stream is None else self.stream(images)
-        if reading is not None:
-            images = reading.images
+        if self.stream is None:
+            return Embedding(in_parts(self._features, self.backbone.at_once, images))
+        reading = self.stream(images)
+        return Embedding(in_parts(self._features, self.backbone.at_once, reading.images, reading.conditions), reading)
+
+    def _features(self, images: Tensor, conditions: Tensor | None = None) -> Tensor:
+        """Features (B, h*w, D) of images, in the metric of their conditions (B,)."""
         features = self.combine(images, *self.backbone(images))
         if not self.whitening:
-            return Embedding(features, reading)
-        if reading is None:
-            return Embedding(self.whitening[0](features), reading)
-        mapped = by_condition(reading.conditions, features, lambda condition, own: self.whitening[condition](own))
-        return Embedding(mapped, reading)
+            return features
+        if conditions is None:
+            return self.whitening[0](features)
+        return by_condition(conditions, features, lambda condition, own: self.whitening[condition](own))
 
     def combine(self, images: Tensor, layer2: Tensor, layer3: Tensor) -> Tensor:
         """Features (B, h*w, D), before the metric, of images and the backbone's two feature maps; can be exported."""

@@ -1,0 +1,148 @@
+"""What a detector is worth as a whole: WEDGE-Net beside anomalib's PatchCore and PaDiM, on the same images.
+
+    python -m benchmarks.peers --data-path sample_data --category all
+    python -m benchmarks.peers --data-path magnetic_tile_data --category magnetic_tile --center-crop false
+
+All of them have the same backbone and weights, are trained on the same first training images and judge the same test
+images. WEDGE-Net is what the settings describe, with 1 and 10 % of the patches, and once more with one memory bank;
+anomalib's models are as it has them, in torch, PatchCore with one neighbour and 10 %. Training counts from files to a
+model; FPS is of one image at a time, from a tensor to score and map.
+
+Writes ``benchmarks/results/peers_<category or all>.csv`` and ``.png``.
+"""
+
+import contextlib
+import dataclasses
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+import config
+from benchmarks.anomalib_models import Verdict, build_padim, build_patchcore
+from benchmarks.common import RESULTS, Row, alternate, median_and_spread, plot_bars, print_table, write_csv
+from benchmarks.inference import load
+from models.backbone import Backbone
+from utils.checkpoint import load_detector
+from utils.console import command, for_each
+from utils.dataset import batches, evenly, find_categories, test_samples, train_samples
+from utils.inference import with_progress
+from utils.metrics import auroc
+from utils.settings import Settings, SettingsParser, positive
+from utils.tables import category_means
+from utils.timing import describe_machine, describe_versions
+from utils.training import train_category, wedge_net_method
+
+RATIOS = (0.01, 0.1)
+PATCHCORE_RATIO = 0.1
+FIGURES = ("image_auroc", "pixel_auroc", "model_mb", "train_s", "fps")
+Judge = Callable[[Tensor], tuple[Tensor, Tensor]]  # images (B, 3, H, W) -> scores (B,) and maps (B, H, W)
+
+
+@contextlib.contextmanager
+def first_images(settings: Settings, category: str, images: int) -> Iterator[Settings]:
+    """Settings by which the category has no more than so many training images: links to them, in another folder."""
+    with tempfile.TemporaryDirectory() as folder:
+        root = Path(folder, "data", category)
+        (root / "train" / "good").mkdir(parents=True)
+        for sample in train_samples(settings, category)[:images]:
+            (root / "train" / "good" / sample.path.name).symlink_to(sample.path.resolve())
+        for part in ("test", "ground_truth"):
+            if (source := settings.data_path / category / part).is_dir():
+                (root / part).symlink_to(source.resolve())
+        yield dataclasses.replace(settings, data_path=root.parent, save_dir=Path(folder, "banks"))
+
+
+def our_judges(settings: Settings, category: str) -> Iterator[tuple[str, Judge, float, float]]:
+    """Name, judge, megabytes and seconds of training of WEDGE-Net's variants."""
+    for stream in dict.fromkeys((settings.frequency_stream, "off")):
+        for ratio in RATIOS:
+            own = dataclasses.replace(settings, frequency_stream=stream, sampling_ratio=(ratio,))
+            own = dataclasses.replace(own, save_dir=settings.save_dir / stream)
+            start = time.perf_counter()
+            method = wedge_net_method(own)
+            train_category(own, category, method)
+            seconds = time.perf_counter() - start
+            detector, _ = load_detector(own, category, ratio, method.net)
+            many = f", {len(detector.banks)} conditions" if len(detector.banks) > 1 else ", one bank"
+            judge = lambda images, detector=detector: detector.predict(images)[:2]  # noqa: E731
+            yield f"WEDGE-Net {ratio:.0%}{many}", judge, detector.bank_bytes / 1e6, seconds
+
+
+def their_judges(settings: Settings, category: str, backbone: Backbone) -> Iterator[tuple[str, Judge, float, float]]:
+    """The same of anomalib's models."""
+    models = {
+        f"anomalib PatchCore {PATCHCORE_RATIO:.0%}": build_patchcore(backbone),
+        "anomalib PaDiM": build_padim(backbone, settings.seed),
+    }
+    for name, peer in models.items():
+        start = time.perf_counter()
+        peer.to(settings.device)
+        verdict = Verdict(peer, backbone).to(settings.device)
+        peer.train()
+        peer.feature_extractor.eval()
+        for batch in with_progress(train_samples(settings, category), settings, f"{category}, {name}"):
+            peer((batch.images.to(settings.device) - verdict.mean) / verdict.std)
+        if hasattr(peer, "subsample_embedding"):
+            torch.manual_seed(settings.seed)
+            peer.subsample_embedding(PATCHCORE_RATIO)
+            held = [peer.memory_bank]
+        else:
+            peer.fit()
+            held = [peer.gaussian.mean, peer.gaussian.inv_covariance]
+        peer.eval()
+        yield name, verdict, sum(tensor.nbytes for tensor in held) / 1e6, time.perf_counter() - start
+
+
+@torch.inference_mode()
+def measure(settings: Settings, category: str, images: int) -> list[Row]:
+    """One row for each detector."""
+    backbone, weights = load(settings.backbone)
+    rows: list[Row] = []
+    judges: dict[str, Judge] = {}
+    with first_images(settings, category, images) as own:
+        samples = test_samples(own, category)
+        for name, judge, megabytes, seconds in (*our_judges(own, category), *their_judges(own, category, backbone)):
+            found = [(*judge(batch.images.to(own.device)), batch.masks) for batch in with_progress(samples, own, name)]
+            scores, maps, masks = (torch.cat(parts).cpu().numpy() for parts in zip(*found, strict=True))
+            row: Row = {"category": category, "backbone": f"{settings.backbone}, {weights} weights", "detector": name}
+            row["image_auroc"] = auroc(np.array([sample.label for sample in samples]), scores)
+            row["pixel_auroc"] = auroc(masks.ravel().astype(np.uint8), maps.ravel())
+            rows.append(row | {"model_mb": megabytes, "train_s": seconds})
+            judges[name] = judge
+        some = [image[None].to(own.device) for batch in batches(evenly(samples, 8), own) for image in batch.images]
+    calls = {name: lambda judge=judge: [judge(image) for image in some] for name, judge in judges.items()}
+    seconds = alternate(calls, repeats=5, device=settings.device)
+    return [row | {"fps": len(some) / median_and_spread(seconds[row["detector"]])[0]} for row in rows]
+
+
+@command
+def main(argv: Sequence[str] | None = None) -> int:
+    """Measure, print, save; the exit code."""
+    parser = SettingsParser(config, __doc__)
+    parser.add_argument("--images", type=positive, default=128, help="training images at most; anomalib takes long")
+    settings, options = parser.read(argv)
+    print(describe_machine(settings.device))
+    print(describe_versions("torch", "onnxruntime", "anomalib"))
+    rows: list[Row] = []
+    categories = find_categories(settings)
+    code = for_each(categories, lambda category: rows.extend(measure(settings, category, options.images)))
+    if rows:
+        means = category_means(rows, ("detector",), FIGURES) if len(categories) > 1 else []
+        print_table(rows + means)
+        path = RESULTS / f"peers_{categories[0] if len(categories) == 1 else 'all'}.csv"
+        write_csv(path, rows + means)
+        for figure, unit in (("fps", "images per second"), ("image_auroc", "image AUROC")):
+            bars = {row["detector"]: {figure: row[figure]} for row in means or rows}
+            plot_bars(path.with_name(f"{path.stem}_{figure}.png"), f"{unit}, {path.stem}", unit, bars)
+        print(f"written: {path} and its pictures")
+    return code
+
+
+if __name__ == "__main__":
+    sys.exit(main())
