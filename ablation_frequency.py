@@ -19,8 +19,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
 import config
+from models.backbone import feature_channels
 from models.detector import Detector
 from utils.checkpoint import load_detector
 from utils.console import check_writable, command, for_each
@@ -54,9 +56,17 @@ def variants(settings: Settings, ratio: float) -> Iterator[tuple[str, Settings]]
     yield "light alone", dataclasses.replace(both, conditions=("clean",))
     yield "conditions alone", dataclasses.replace(both, light_alignment=False)
     yield "both", both
-    yield "both, equal memory", dataclasses.replace(both, sampling_ratio=(ratio / len(both.conditions),))
+    yield "both, equal memory", in_bytes_of_patchcore(both, ratio)
     other = "off" if settings.use_semantic else "on"
     yield f"both, semantic {other}", dataclasses.replace(both, use_semantic=not settings.use_semantic)
+
+
+def in_bytes_of_patchcore(settings: Settings, ratio: float) -> Settings:
+    """All banks together as large as the baseline's one: without the semantic stream, and fewer vectors in each."""
+    theirs = 4 * sum(feature_channels(settings.patchcore_backbone))  # bytes of a float32 vector
+    dim = settings.embedding_dim or sum(feature_channels(settings.backbone))
+    ours = getattr(torch, settings.bank_dtype).itemsize * dim * len(settings.conditions)
+    return dataclasses.replace(settings, use_semantic=False, sampling_ratio=(ratio * theirs / ours,))
 
 
 @command

@@ -99,7 +99,7 @@ def their_judges(settings: Settings, category: str, backbone: Backbone) -> Itera
         yield name, verdict, sum(tensor.nbytes for tensor in held) / 1e6, time.perf_counter() - start
 
 
-@torch.inference_mode()
+@torch.no_grad()
 def measure(settings: Settings, category: str, images: int) -> list[Row]:
     """One row for each detector."""
     backbone, weights = load(settings.backbone)
