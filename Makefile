@@ -1,4 +1,5 @@
 # make demo: from a fresh clone to results on a rendered sample.  make test: every test.  make lint: ruff.
+# make bench: speed and memory beside the peers, see benchmarks/.
 # make paper: every bank, table and figure of the paper and a report of them, on the sample, or on your data:
 #     make paper DATA_PATH=/data/mvtec_ad FLAGS='--backbone resnet50 --device cuda'
 PYTHON ?= python3
@@ -19,7 +20,7 @@ SETTINGS = --data-path '$(or $(DATA_PATH),$(SAMPLE))' --category all --sampling-
 PICTURES = $(SETTINGS) --sampling-ratio 0.1
 DEMO = $(SETTINGS) --sampling-ratio 0.1,0.01
 
-.PHONY: demo paper test lint clean
+.PHONY: demo paper bench test lint clean
 .DELETE_ON_ERROR:
 
 demo: $(VENV)/installed $(SAMPLE)
@@ -59,6 +60,24 @@ paper: $(VENV)/installed $(SAMPLE)
 sample_data: | $(VENV)/installed
 	$(RUN) prepare_data.py sample $@
 
+# The benchmarks, beside the detectors and libraries that they are measured against, in an environment of their own; on
+# the sample, and on Magnetic Tile Defects too where MTD_ROOT names that category's folder. About half an hour; leave the
+# machine alone meanwhile. Results: benchmarks/results.
+BENCH := .venv-bench/bin/python
+PHOTOS := $(if $(MTD_ROOT),--data-path '$(dir $(MTD_ROOT))' --category '$(notdir $(MTD_ROOT))' --center-crop false)
+DATA = $(or $(PHOTOS),--data-path sample_data --category tile)
+bench: .venv-bench/installed sample_data
+	@failed=; \
+	run() { echo "--- benchmarks.$$*"; $(BENCH) -m benchmarks."$$@" || { [ $$? -ne 130 ] || exit 130; failed="$$failed $$1"; }; }; \
+	run coreset $(DATA); \
+	run search $(DATA); \
+	run inference $(DATA); \
+	run scaling $(DATA); \
+	run patchcore_parity; \
+	run peers --data-path sample_data --category all --backbone efficientnet_lite0; \
+	$(if $(PHOTOS),run peers $(PHOTOS) --backbone efficientnet_lite0;) \
+	[ -z "$$failed" ] || { echo "not everything went well:$$failed" >&2; exit 1; }
+
 # One thread a process and as many processes as cores: threads of several processes would wait for each other.
 test: $(VENV)/installed-dev
 	OMP_NUM_THREADS=1 $(RUN) -m pytest -q -n auto
@@ -78,5 +97,10 @@ $(VENV)/installed-dev: requirements-dev.txt $(VENV)/installed
 	$(RUN) -m pip install --quiet --disable-pip-version-check -r requirements-dev.txt
 	touch $@
 
+.venv-bench/installed: benchmarks/requirements.txt requirements.txt
+	$(PYTHON) -m venv .venv-bench
+	$(BENCH) -m pip install --quiet --disable-pip-version-check -r benchmarks/requirements.txt
+	touch $@
+
 clean:
-	rm -rf $(VENV) .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) .venv-bench .pytest_cache .ruff_cache .hypothesis

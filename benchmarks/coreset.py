@@ -16,7 +16,8 @@ Their steps and whole runs of ours alternate. Writes ``benchmarks/results/corese
 import functools
 import itertools
 import time
-from collections.abc import Callable, Iterator, Sequence
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -44,7 +45,9 @@ from utils.inference import extract_features
 from utils.settings import Settings, SettingsParser, positive
 
 try:
-    from anomalib.models.components.sampling import KCenterGreedy
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # anomalib's own, about packages that it could use
+        from anomalib.models.components.sampling import KCenterGreedy
 except ImportError:
     KCenterGreedy = None
 
@@ -158,10 +161,10 @@ def measure(name: str, features: Tensor, repeats: int, whole: bool) -> tuple[lis
     return rows, wrong
 
 
-def cases(settings: Settings, images: int) -> Iterator[tuple[str, Tensor]]:
-    """The name and (N, D) patch features of each case."""
+def cases(settings: Settings, images: int, which: Mapping[str, bool] = CASES) -> Iterator[tuple[str, Tensor]]:
+    """The name and (N, D) patch features of each case: a backbone's name, and whether the semantic stream is on."""
     samples = train_samples(settings, find_categories(settings)[0])[:images]
-    for name, use_semantic in CASES.items():
+    for name, use_semantic in which.items():
         backbone, weights = load(name.split(",")[0])
         net = WedgeNet(backbone, use_semantic=use_semantic, device=settings.device)
         features = extract_features(net, samples, settings, name).flatten(0, 1)
