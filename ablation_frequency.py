@@ -62,11 +62,14 @@ def variants(settings: Settings, ratio: float) -> Iterator[tuple[str, Settings]]
 
 
 def in_bytes_of_patchcore(settings: Settings, ratio: float) -> Settings:
-    """All banks together as large as the baseline's one: without the semantic stream, and fewer vectors in each."""
+    """All banks together as large as the baseline's one, half of it clean's: without the semantic stream."""
     theirs = 4 * sum(feature_channels(settings.patchcore_backbone))  # bytes of a float32 vector
-    dim = settings.embedding_dim or sum(feature_channels(settings.backbone))
-    ours = getattr(torch, settings.bank_dtype).itemsize * dim * len(settings.conditions)
-    return dataclasses.replace(settings, use_semantic=False, sampling_ratio=(ratio * theirs / ours,))
+    ours = getattr(torch, settings.bank_dtype).itemsize * (
+        settings.embedding_dim or sum(feature_channels(settings.backbone))
+    )
+    return dataclasses.replace(
+        settings, use_semantic=False, clean_share=0.5, sampling_ratio=(min(1.0, ratio * theirs / ours),)
+    )
 
 
 @command

@@ -26,6 +26,9 @@ WAVELET_TYPE = "haar"  # any discrete wavelet of PyWavelets: "haar", "bior2.2", 
 FREQUENCY_STREAM = "condition"  # "condition" (a memory bank for each condition), "gate" (the paper's), "off"
 # Of "condition": noise in grey levels, blur in pixels (both sigma), colour as the factor of eval_color_robustness.py.
 CONDITIONS = "clean, noise5, noise10, noise20, noise30, noise40, blur1, blur2, colour0.5, colour1"
+CLEAN_SHARE = (
+    None  # of "condition": clean's share of SAMPLING_RATIO, the rest for the others; None = all of it for each
+)
 LIGHT_ALIGNMENT = True  # of "condition": bring light unlike any in training back to where the training images' lies
 USE_SEMANTIC = True  # add the semantic attention stream to the embedding
 

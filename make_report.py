@@ -329,7 +329,7 @@ def streams(settings: Settings, categories: Sequence[str]) -> list[str]:
         "The frequency stream's parts switched on and off, everything else as the settings have it, beside PatchCore. "
         f"False alarms are those at the training threshold for {FALSE_ALARMS * 100:g} %, at the worst of noise to 40 "
         "grey levels, blur to 2 pixels and colour to factor 1. With equal memory all banks together take the bytes "
-        "of PatchCore's one, without the semantic stream."
+        "of PatchCore's one, half of them clean's, without the semantic stream."
     )
     return found and [paragraph(about), *found]
 

@@ -189,12 +189,24 @@ def detector(net: Net, bank: Tensor, settings: Settings, scales: Tensor | None =
     return Detector(net, [MemoryBank(bank)], settings.image_size, score_scales=scales)
 
 
+class PlainTorch:
+    """The backbone as torch runs it, in the place of an engine: a whole batch at once."""
+
+    at_once = 1 << 30
+
+    def __init__(self, backbone: Backbone) -> None:
+        self.backbone = backbone
+
+    def __call__(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        return self.backbone(images)
+
+
 def training_speed(settings: Settings, name: str, images: int) -> None:
     """Print images a second from files to features: ours, and plain torch behind the same loader."""
     backbone, _ = load(name)
     net = WedgeNet(backbone, use_semantic=settings.use_semantic, device=settings.device, engine=settings.engine)
-    plain, eager = copy.copy(net), backbone.to(settings.device)
-    plain.backbone = lambda images: eager(images)
+    plain = copy.copy(net)
+    plain.backbone = PlainTorch(backbone.to(settings.device))
     samples = train_samples(settings, find_categories(settings)[0])[:images]
     seconds: dict[str, list[float]] = {"ours": [], "plain": []}
     for _ in range(3):

@@ -96,6 +96,8 @@ def greedy_coreset(features: Tensor | np.ndarray, size: int, seed: int = 0, *, p
     n = len(features)
     _check_size(size, n)
     with (
+        torch.inference_mode(False),  # the mode is a thread's own: threads could not write to what this one makes in it
+        torch.no_grad(),
         _float32_products(),
         _threads(features.device) as (threads, parallel),
         tqdm(total=size, desc="coreset", unit="centre", leave=False, disable=None if progress else True) as bar,

@@ -32,17 +32,22 @@ LARGEST = 2**31 - 2**20  # bytes that one protobuf file can hold, with room for 
 class BankSearch(nn.Module):
     """Distance from each patch to the nearest vector of a bank, one tile of the bank after the other.
 
-    |q - b|^2 = |q|^2 + |b|^2 - 2 q.b is taken around the bank's mean, which keeps rounding small beside distances.
-    Of several banks each image is searched in its own.
+    |q - b|^2 = |q|^2 + |b|^2 - 2 q.b is taken around the banks' mean, which keeps rounding small beside distances.
+    Of several banks each image is searched in its own: banks of one size are picked out; of different sizes, all are
+    searched in a row, and the vectors of other banks count as infinitely far away.
 
     Args:
-        banks: K banks (M, D) of one size, float32 or float16, kept as they are; the arithmetic is float32.
+        banks: K banks (M_k, D), float32 or float16, kept as they are; the arithmetic is float32.
     """
 
     def __init__(self, banks: Sequence[Tensor]) -> None:
         super().__init__()
-        vectors = torch.stack(list(banks))
+        sizes = torch.tensor([len(bank) for bank in banks])
+        self.in_a_row = bool((sizes != sizes[0]).any())
+        vectors = torch.cat(list(banks))[None] if self.in_a_row else torch.stack(list(banks))
         self.register_buffer("centre", vectors.mean(dim=1, keepdim=True, dtype=torch.float32))
+        if self.in_a_row:
+            self.register_buffer("owner", torch.arange(len(banks)).repeat_interleave(sizes))
         for number, tile in enumerate(vectors.split(TILE, dim=1)):
             self.register_buffer(f"tile{number}", tile.transpose(1, 2).contiguous())
             self.register_buffer(f"norms{number}", (tile.float() - self.centre).square().sum(dim=2)[:, None])
@@ -50,19 +55,25 @@ class BankSearch(nn.Module):
 
     def forward(self, features: Tensor, conditions: Tensor | None = None) -> Tensor:
         """(B, P, D) patch features, and (B,) the bank of each image where there are several -> (B, P) distances."""
-        shape = features.shape[:2]
+        shape, picked = features.shape[:2], None if self.in_a_row else conditions
         if conditions is None:
             features = features.flatten(0, 1)[None]  # one large product instead of one for each image
 
         def own(buffer: str) -> Tensor:
-            return self.get_buffer(buffer) if conditions is None else self.get_buffer(buffer)[conditions]
+            return self.get_buffer(buffer) if picked is None else self.get_buffer(buffer)[picked]
 
         centre = own("centre")
         queries = features - centre
         doubled, centre = queries * -2, centre.transpose(1, 2)
         best = None
         for number in range(self.tiles):
-            products = torch.baddbmm(own(f"norms{number}"), doubled, own(f"tile{number}").float() - centre)
+            norms, tile = own(f"norms{number}"), own(f"tile{number}").float() - centre
+            if self.in_a_row:
+                owner = self.owner[number * TILE : (number + 1) * TILE]
+                norms = norms.masked_fill(owner != conditions[:, None, None], torch.inf)
+                products = doubled @ tile + norms
+            else:
+                products = torch.baddbmm(norms, doubled, tile)
             least = products.amin(dim=2)
             best = least if best is None else torch.minimum(best, least)
         squared = best + queries.square().sum(dim=2)

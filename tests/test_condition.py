@@ -15,7 +15,7 @@ import train
 from models.condition import CLEAN, Condition, ConditionStream, parse_conditions
 from models.errors import InputError
 from tests.conftest import draw_part, make_category
-from utils.checkpoint import build_net, load_checkpoint, load_detector
+from utils.checkpoint import bank_path, build_net, load_checkpoint, load_detector
 from utils.corruptions import corrupt, gaussian_blur
 from utils.dataset import batches
 from utils.dataset import test_samples as samples_for_test
@@ -158,6 +158,21 @@ def test_conditions_that_the_bank_lacks_are_named(flags, capsys):
     error = capsys.readouterr().err
     assert "CONDITIONS = 'clean,noise10', the setting is 'clean,noise20'" in error
     assert evaluation.main([*own, "--conditions", "noise10, clean"]) == 0
+
+
+def test_all_banks_may_share_the_memory_of_one(flags, tmp_path, capsys):
+    own = [*flags, "--frequency-stream", "condition", "--conditions", "clean,noise20,blur1", "--clean-share", "0.5"]
+    assert train.main(own) == 0
+    settings, _ = SettingsParser(config, None).read(own)
+    checkpoint = load_checkpoint(bank_path(settings.save_dir, settings.category, 0.1))
+    total = int(0.1 * checkpoint.training_images * (settings.image_size // 8) ** 2)
+    assert checkpoint.bank_sizes.tolist() == pytest.approx([total / 2, total / 4, total / 4], abs=1)
+    assert "in each of 2 other conditions" in capsys.readouterr().out
+    assert evaluation.main(own) == 0
+    assert evaluation.main([*own, "--clean-share", "0.6"]) == 2
+    assert "CLEAN_SHARE = 0.5, the setting is 0.6" in capsys.readouterr().err
+    assert train.main([*own, "--clean-share", "1"]) == 2
+    assert "CLEAN_SHARE is 1; it must be None or a number" in capsys.readouterr().err
 
 
 def test_scores_mean_the_same_in_every_condition(line):

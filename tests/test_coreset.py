@@ -286,3 +286,15 @@ def test_random_subset():
     assert torch.equal(subset[:10], random_subset(1000, 10, seed=5))
     assert not torch.equal(subset, random_subset(1000, 100, seed=6))
     assert sorted(random_subset(50, 50).tolist()) == list(range(50))
+
+
+def test_it_works_in_inference_mode():
+    features = torch.randn(3000, 16, generator=torch.Generator().manual_seed(0))
+    expected = greedy_coreset(features, 200)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(2)  # the mode is that of one thread
+    try:
+        with torch.inference_mode():
+            assert torch.equal(greedy_coreset(features * 1, 200), expected)
+    finally:
+        torch.set_num_threads(threads)

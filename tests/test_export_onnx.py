@@ -101,6 +101,7 @@ def test_a_bank_is_converted_where_that_is_asked_for(line, tmp_path, capsys):
         {"frequency-stream": "gate"},
         {"frequency-stream": "condition", "conditions": "clean,blur1", "light-alignment": "False"},
         {"frequency-stream": "condition", "metric": "euclidean", "wavelet-type": "db2"},
+        {"frequency-stream": "condition", "conditions": "clean,noise20,blur1", "clean-share": "0.6"},
         {"wavelet-type": "bior2.2", "image-size": "72", "center-crop": "False"},
         {"metric": "euclidean", "bank-dtype": "float32"},
         {"metric": "whitened", "embedding-dim": "70", "bank-dtype": "float16"},
@@ -154,3 +155,13 @@ def test_a_model_that_differs_from_pytorch_is_not_kept(line, monkeypatch):
     assert line.model.read_bytes() == before
     assert json.loads(onnx.load(line.model).metadata_props[0].value)["format"] == 1
     assert onnx.load(line.model).metadata_props[0].key == KEY
+
+
+def test_banks_of_different_sizes_are_searched_each_for_its_own_images():
+    generator = torch.Generator().manual_seed(1)
+    banks = [torch.randn(count, 12, generator=generator) + 5 for count in (TILE + 7, 3, 40)]
+    queries, conditions = torch.randn(5, 30, 12, generator=generator) + 5, torch.tensor([2, 0, 1, 0, 2])
+    found = BankSearch(banks)(queries, conditions)
+    for query, condition, distances in zip(queries, conditions.tolist(), found, strict=True):
+        expected = torch.cdist(query.double(), banks[condition].double()).amin(dim=1).float()
+        torch.testing.assert_close(distances, expected, rtol=1e-5, atol=1e-5)

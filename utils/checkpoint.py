@@ -18,21 +18,23 @@ from models.wedge_net import WedgeNet
 from utils.atomic import atomic_file
 from utils.settings import Settings, ratio_name
 
-FORMAT = 2
+FORMAT = 3
 
 
 @dataclass(frozen=True)
 class Checkpoint:
     """One category's memory bank and what it was made with.
 
-    ``memory_bank`` (M, D) float32 or float16, the banks of all conditions one after the other, of equal size;
-    ``score_scales`` (K, 2) what makes their scores alike, see ``Detector``; ``settings`` those the embedding depends
-    on; ``state`` what the embedding has beside the backbone; ``fingerprint`` of the backbone's weights;
+    ``memory_bank`` (M, D) float32 or float16, the banks of all conditions one after the other; ``bank_sizes`` (K,)
+    int64, how many vectors each has; ``score_scales`` (K, 2) what makes their scores alike, see ``Detector``;
+    ``settings`` those the embedding depends on; ``state`` what the embedding has beside the backbone; ``fingerprint``
+    of the backbone's weights;
     ``training_digest`` of the training files; ``calibration_scores`` (n,) of training images against a bank without
     them.
     """
 
     memory_bank: Tensor
+    bank_sizes: Tensor
     score_scales: Tensor
     settings: dict[str, Any]
     state: dict[str, Tensor]
@@ -95,9 +97,11 @@ def as_checkpoint(contents: Any, path: Path) -> Checkpoint:
             raise InputError(f"{path} is damaged: its {name} is of type {type(contents[name]).__name__}")
     if contents["memory_bank"].ndim != 2 or contents["calibration_scores"].ndim != 1:
         raise InputError(f"{path} is damaged: its memory_bank or its calibration_scores have a wrong shape")
-    count = len(contents["score_scales"])
-    if contents["score_scales"].shape != (count, 2) or not count or len(contents["memory_bank"]) % count:
-        raise InputError(f"{path} is damaged: its memory_bank does not fit its score_scales")
+    sizes, scales = contents["bank_sizes"], contents["score_scales"]
+    if sizes.ndim != 1 or sizes.dtype != torch.int64 or scales.shape != (len(sizes), 2):
+        raise InputError(f"{path} is damaged: its bank_sizes do not fit its score_scales")
+    if not len(sizes) or sizes.min() < 1 or sizes.sum() != len(contents["memory_bank"]):
+        raise InputError(f"{path} is damaged: its memory_bank does not fit its bank_sizes")
     return Checkpoint(**{name: contents[name] for name in names})
 
 
@@ -161,9 +165,8 @@ def make_detector(checkpoint: Checkpoint, net: Net, image_size: int, path: Path)
 
     Raises :class:`InputError` if a bank cannot be used.
     """
-    scales = checkpoint.score_scales
-    banks = [make_bank(part, path) for part in checkpoint.memory_bank.chunk(len(scales))]
-    return Detector(net, banks, image_size, checkpoint.calibration_scores, scales)
+    banks = [make_bank(part, path) for part in checkpoint.memory_bank.split(checkpoint.bank_sizes.tolist())]
+    return Detector(net, banks, image_size, checkpoint.calibration_scores, checkpoint.score_scales)
 
 
 def load_detector(settings: Settings, category: str, ratio: float, net: WedgeNet) -> tuple[Detector, Checkpoint]:

@@ -116,6 +116,13 @@ def _rate(value: Any) -> float:
     return float(value)
 
 
+def _optional_share(value: Any) -> float | None:
+    try:
+        return None if value is None else _rate(value)
+    except ValueError:
+        raise ValueError("None or a number above 0 and below 1") from None
+
+
 def _shrinkage(value: Any) -> float:
     if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value < math.inf:
         raise ValueError("a finite number above 0")
@@ -171,6 +178,9 @@ class Settings:
     wavelet_type: str = _setting(_wavelet, "discrete wavelet of PyWavelets for the frequency stream")
     frequency_stream: str = _setting(_choice(*STREAMS), "frequency stream: " + ", ".join(STREAMS))
     conditions: tuple[str, ...] = _setting(_conditions, "of 'condition': what images may be in, a comma list")
+    clean_share: float | None = _setting(
+        _optional_share, "of 'condition': clean's share of SAMPLING_RATIO, the rest for the others; None = all for each"
+    )
     light_alignment: bool = _setting(_truth, "of 'condition': bring light unlike training back to training's")
     use_semantic: bool = _setting(_truth, "add the semantic attention stream to the embedding")
     metric: str = _setting(_choice(*METRICS), "how far apart patches are: " + ", ".join(METRICS))
@@ -190,16 +200,22 @@ class Settings:
     def embedding(self) -> dict[str, Any]:
         """The settings that an embedding depends on, under their constants' names: what a bank must agree with."""
         names = ("IMAGE_SIZE", "CENTER_CROP", "RESIZE", "BACKBONE", "WAVELET_TYPE", "FREQUENCY_STREAM", "USE_SEMANTIC")
-        names += ("LIGHT_ALIGNMENT", "METRIC", "WHITENING_SHRINKAGE", "EMBEDDING_DIM")
+        names += ("LIGHT_ALIGNMENT", "CLEAN_SHARE", "METRIC", "WHITENING_SHRINKAGE", "EMBEDDING_DIM")
         values = {name: getattr(self, name.lower()) for name in names}
         if not self.center_crop:
             values["RESIZE"] = None  # not used then
         values["CONDITIONS"] = ",".join(self.conditions)
         if self.frequency_stream != "condition":
-            values |= {"CONDITIONS": None, "LIGHT_ALIGNMENT": None}
+            values |= {"CONDITIONS": None, "LIGHT_ALIGNMENT": None, "CLEAN_SHARE": None}
         if self.metric == "euclidean":
             values["WHITENING_SHRINKAGE"] = None
         return values
+
+    def bank_shares(self, count: int) -> list[float]:
+        """What each of ``count`` conditions, clean first, keeps of SAMPLING_RATIO."""
+        if self.clean_share is None or count == 1:
+            return [1.0] * count
+        return [self.clean_share] + [(1 - self.clean_share) / (count - 1)] * (count - 1)
 
 
 CONSTANTS = {field.metadata["constant"] or field.name.upper(): field for field in dataclasses.fields(Settings)}

@@ -81,9 +81,10 @@ def train_category(settings: Settings, category: str, method: Method, overwrite:
         return
 
     net = method.net if method.prepare is None else method.prepare(samples, category)
-    made = [
-        train_condition(net, condition, samples, ratios, settings, method, category) for condition in net.conditions
-    ]
+    made = []
+    for condition, share in zip(net.conditions, settings.bank_shares(len(net.conditions)), strict=True):
+        own_ratios = [ratio * share for ratio in ratios]
+        made.append(train_condition(net, condition, samples, own_ratios, settings, method, category))
     maps = [whitening for whitening, _ in made if whitening is not None]
     if maps:
         net = net.with_whitening(maps)
@@ -93,6 +94,7 @@ def train_category(settings: Settings, category: str, method: Method, overwrite:
         path = method.path(category, ratio)
         checkpoint = Checkpoint(
             memory_bank=banks[0] if len(banks) == 1 else torch.cat(banks),
+            bank_sizes=torch.tensor([len(bank) for bank in banks]),
             score_scales=scales_alike(scores),
             settings=method.embedding,
             state=net.state(),
@@ -107,6 +109,8 @@ def train_category(settings: Settings, category: str, method: Method, overwrite:
         )
         save_checkpoint(path, checkpoint)
         each = "" if len(banks) == 1 else f" in each of {len(banks)} conditions"
+        if len(banks[-1]) != len(banks[0]):
+            each = f", and {len(banks[-1])} in each of {len(banks) - 1} other conditions"
         patches = len(samples) * math.prod(grid_size(settings.image_size))
         print(f"[{category}] {len(samples)} images, kept {len(banks[0])} of {patches} patches{each}: {path}")
 
