@@ -8,7 +8,7 @@ images. WEDGE-Net is what the settings describe, with 1 and 10 % of the patches,
 anomalib's models are as it has them, in torch, PatchCore with one neighbour and 10 %. Training counts from files to a
 model; FPS is of one image at a time, from a tensor to score and map.
 
-Writes ``benchmarks/results/peers_<category or all>.csv`` and ``.png``.
+Writes ``benchmarks/results/peers_<category or all>.csv`` and ``.png``: AUROC over speed.
 """
 
 import contextlib
@@ -25,7 +25,7 @@ from torch import Tensor
 
 import config
 from benchmarks.anomalib_models import Verdict, build_padim, build_patchcore
-from benchmarks.common import RESULTS, Row, alternate, median_and_spread, plot_bars, print_table, write_csv
+from benchmarks.common import RESULTS, Row, alternate, median_and_spread, print_table, write_csv
 from benchmarks.inference import load
 from models.backbone import Backbone
 from utils.checkpoint import load_detector
@@ -121,6 +121,26 @@ def measure(settings: Settings, category: str, images: int) -> list[Row]:
     return [row | {"fps": len(some) / median_and_spread(seconds[row["detector"]])[0]} for row in rows]
 
 
+def draw(path: Path, title: str, rows: Sequence[Row]) -> None:
+    """Save speed and image AUROC of each detector, its megabytes beside it."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    figure, axes = pyplot.subplots(figsize=(8, 5))
+    for number, row in enumerate(rows):
+        marker = "s" if row["detector"].startswith("anomalib") else "o"
+        label = f"{row['detector'].replace('%', ' %')}: {row['model_mb']:.3g} MB"
+        axes.plot(row["fps"], row["image_auroc"], marker, color=f"C{number}", markersize=10, label=label)
+    axes.set(xlabel="images per second, one at a time", ylabel="image AUROC", title=title, xlim=(0, None))
+    axes.grid(alpha=0.3)
+    axes.legend(loc="lower right")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=120, bbox_inches="tight")
+    pyplot.close(figure)
+
+
 @command
 def main(argv: Sequence[str] | None = None) -> int:
     """Measure, print, save; the exit code."""
@@ -137,10 +157,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         print_table(rows + means)
         path = RESULTS / f"peers_{categories[0] if len(categories) == 1 else 'all'}.csv"
         write_csv(path, rows + means)
-        for figure, unit in (("fps", "images per second"), ("image_auroc", "image AUROC")):
-            bars = {row["detector"]: {figure: row[figure]} for row in means or rows}
-            plot_bars(path.with_name(f"{path.stem}_{figure}.png"), f"{unit}, {path.stem}", unit, bars)
-        print(f"written: {path} and its pictures")
+        draw(path.with_suffix(".png"), f"{path.stem.removeprefix('peers_')}, {settings.backbone}", means or rows)
+        print(f"written: {path} and {path.with_suffix('.png')}")
     return code
 
 

@@ -10,7 +10,9 @@ the process takes beyond what it held before, where the system tells (Linux).
 Writes ``benchmarks/results/scaling.csv`` and ``.png``, a panel for each sweep with the exponent of a power law.
 """
 
+import ctypes
 import functools
+import gc
 import itertools
 import sys
 import time
@@ -64,10 +66,12 @@ def measured(call: Callable[[], object], repeats: int) -> tuple[float, float | N
 
 
 def _reset_peak() -> float | None:
-    """Forget the peak so far; the megabytes held now, None where the system cannot."""
+    """Give free memory back and forget the peak so far; the megabytes held now, None where the system cannot."""
+    gc.collect()
     try:
+        ctypes.CDLL(None).malloc_trim(0)
         Path("/proc/self/clear_refs").write_text("5")
-    except OSError:
+    except (AttributeError, OSError, TypeError):  # not Linux, not glibc
         return None
     return _status("VmRSS")
 
@@ -200,11 +204,16 @@ def draw(path: Path, rows: Sequence[Row]) -> None:
             own = [row for row in rows if row["sweep"] == name]
             label = f"{name.split(': ')[1]}: power {own[0]['exponent']:.2f}"
             time_panel.plot([r["place"] for r in own], [r["milliseconds"] for r in own], "o-", label=label)
-            taken = [(r["place"], r["peak_mb"]) for r in own if r["peak_mb"]]
+            taken = [(r["place"], r["peak_mb"]) for r in own if r["peak_mb"] is not None]
             if taken:
                 memory_panel.plot(*zip(*taken, strict=True), "o-")
         time_panel.set(title=kind, xscale="log", yscale="log", ylabel="milliseconds")
-        memory_panel.set(xscale="log", yscale="log", xlabel=kind, ylabel="peak memory beyond the input, MB")
+        memory_panel.set(xscale="log", xlabel=kind, ylabel="peak memory beyond the input, MB")
+        memory_panel.set_ylim(bottom=0, top=max(1, memory_panel.get_ylim()[1]))
+        places = sorted({row["place"] for row in rows if row["sweep"] in names})
+        for panel in (time_panel, memory_panel):
+            panel.set_xticks(places, [f"{place:g}" for place in places], rotation=45)
+            panel.set_xticks([], minor=True)
         time_panel.legend(fontsize="small")
     figure.tight_layout()
     path.parent.mkdir(parents=True, exist_ok=True)
