@@ -88,16 +88,12 @@ class TorchEngine:
 
     name = "torch"
 
-    @property
-    def at_once(self) -> int:
-        """Images to be worked on together: all of them on a GPU."""
-        return AT_ONCE if self.device.type == "cpu" else 1 << 30
-
     def __init__(self, backbone: Backbone, device: torch.device, dtype: torch.dtype = torch.float32) -> None:
         self.device, self.dtype = device, dtype
         # channels_last: 1.3 to 1.6 times as fast on a CPU, and the layout that tensor cores want.
         self.backbone = fold_batch_norms(copy.deepcopy(backbone)).to(device, dtype, memory_format=torch.channels_last)
         self.graphs: dict[torch.Size, Callable[[Tensor], tuple[Tensor, Tensor]]] = {}
+        self.at_once = AT_ONCE if device.type == "cpu" else 1 << 30  # a GPU works on all images together
 
     @torch.inference_mode()
     def __call__(self, images: Tensor) -> tuple[Tensor, Tensor]:

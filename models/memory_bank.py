@@ -106,9 +106,11 @@ class MemoryBank:
         full_tile, start = self._tile, 0
         while start < len(queries):
             block = slice(start, start + _BLOCK)
-            search = self._plain if self._keys is None else self._pruned
+            part = queries[block].float().contiguous()
             try:
-                distances[block] = search(queries[block].float().contiguous())
+                found = None if self._keys is None else self._pruned(part)
+                # What pruning worked with is gone by now: both at once would take too much memory.
+                distances[block] = self._plain(part) if found is None else found
             except torch.OutOfMemoryError:
                 if self._tile < 1 << 16:
                     raise
@@ -152,8 +154,11 @@ class MemoryBank:
             norms = self._norms[start : start + len(bank)]
             yield start, torch.addmm(norms, centred, bank.T, alpha=-2, out=out[:, : len(bank)])
 
-    def _pruned(self, queries: Tensor) -> Tensor:
-        """(Q, D) float32 -> (Q,) distances: from differences, to every vector whose bound could be the least."""
+    def _pruned(self, queries: Tensor) -> Tensor | None:
+        """(Q, D) float32 -> (Q,) distances: from differences, to every vector whose bound could be the least.
+
+        None if there are so many of them that the plain search is faster.
+        """
         centred = self._centred(queries)
         norms = self._query_norms(centred)
         keys = self._with_rest(centred @ self._basis, norms)
@@ -178,7 +183,7 @@ class MemoryBank:
             found = (least <= limit).nonzero()
             if len(found) * _comparison_cost(self.dim) > bounds.numel() * (self.dim - keys.shape[1]):
                 self._count_loss()
-                return self._plain(queries)
+                return None
             for group, query in (pairs.unbind(dim=1) for pairs in found.split(_PAIRS)):
                 pair, member = (groups[group, :, query] <= limit[query, None]).nonzero(as_tuple=True)
                 group, query = group[pair], query[pair]
