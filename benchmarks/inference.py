@@ -248,7 +248,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     print()
     for name in BACKBONES:
         training_speed(settings, name, options.images)
-    # Once OpenVINO has run, a worker that ends may end this process too: it enlarges what a signal leaves on the stack.
+    # With the peers in the process a worker that ends has killed it by SIGSEGV now and then, on a Xeon; why is not known.
     alone = dataclasses.replace(settings, num_workers=0)
     for name in BACKBONES:
         its_rows, its_wrong = whole_images(alone, name, options.images, options.repeats)
