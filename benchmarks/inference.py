@@ -248,7 +248,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     print()
     for name in BACKBONES:
         training_speed(settings, name, options.images)
-    # With the peers in the process a worker that ends has killed it by SIGSEGV now and then, on a Xeon; why is not known.
+    # With the peers in the process a worker that ends has killed it (SIGSEGV) now and then, on a Xeon; why is unknown.
     alone = dataclasses.replace(settings, num_workers=0)
     for name in BACKBONES:
         its_rows, its_wrong = whole_images(alone, name, options.images, options.repeats)

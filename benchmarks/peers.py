@@ -150,7 +150,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = SettingsParser(config, __doc__)
     parser.add_argument("--images", type=positive, default=128, help="training images at most; anomalib takes long")
     settings, options = parser.read(argv)
-    # With anomalib in the process a worker that ends has killed it by SIGSEGV now and then, on a Xeon; why is not known.
+    # With anomalib in the process a worker that ends has killed it (SIGSEGV) now and then, on a Xeon; why is unknown.
     settings = dataclasses.replace(settings, num_workers=0)
     print(describe_machine(settings.device))
     print(describe_versions("torch", "onnxruntime", "anomalib"))
