@@ -18,7 +18,7 @@ from sklearn.metrics import roc_auc_score
 import config
 import evaluation
 import train
-from utils.checkpoint import build_net, load_checkpoint, load_detector
+from utils.checkpoint import FORMAT, build_net, load_checkpoint, load_detector
 from utils.dataset import test_samples
 from utils.inference import score_samples
 from utils.settings import SettingsParser
@@ -177,7 +177,7 @@ def save(path, contents):
         (lambda path: save(path, {"memory_bank": torch.rand(3, 4)}), "no format version"),
         (lambda path: save(path, {"format": 99}), "newer"),
         (lambda path: save(path, {"format": 1}), "older version"),
-        (lambda path: save(path, {"format": 2}), "lacks"),
+        (lambda path: save(path, {"format": FORMAT}), "lacks"),
         (lambda path: save(path, Path("code")), "damaged or no checkpoint"),
     ],
 )
