@@ -1,6 +1,6 @@
 """anomalib's detectors with this project's weights in them: the peers that the benchmarks compare with.
 
-Only imported where anomalib is: ``make bench`` installs it in an environment of its own.
+anomalib itself is imported only where a detector is built: ``make bench`` installs it in an environment of its own.
 """
 
 import warnings
@@ -28,10 +28,9 @@ def build_patchcore(backbone: Backbone, bank: Tensor | None = None) -> nn.Module
 
     name, layers = NETWORKS[backbone.name]
     peer = PatchcoreModel(layers[1:], name, pre_trained=False, num_neighbors=1)
-    _load(peer, backbone)
     if bank is not None:
         peer.memory_bank = bank
-    return peer.train(bank is None)
+    return _with_weights(peer, backbone).train(bank is None)
 
 
 def build_padim(backbone: Backbone, seed: int) -> nn.Module:
@@ -44,16 +43,15 @@ def build_padim(backbone: Backbone, seed: int) -> nn.Module:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         peer = PadimModel(name, list(layers), pre_trained=False, n_features=PADIM_FEATURES)
-    _load(peer, backbone)
-    return peer.train()
+    return _with_weights(peer, backbone).train()
 
 
-def _load(peer: nn.Module, backbone: Backbone) -> None:
+def _with_weights(peer: nn.Module, backbone: Backbone) -> nn.Module:
     network = peer.feature_extractor.feature_extractor
     # Two names for each tensor but one order; timm keeps some layers after the last that is used.
     state = dict(zip(network.state_dict(), backbone.state_dict().values(), strict=False))
     network.load_state_dict(state, strict=False)
-    peer.feature_extractor.eval()
+    return peer
 
 
 class Verdict(nn.Module):

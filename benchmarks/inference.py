@@ -48,7 +48,7 @@ from models.wedge_net import WedgeNet
 from models.whitening import fit_whitening
 from utils.conditions import learn_conditions
 from utils.console import command
-from utils.dataset import batches, find_categories, test_samples, train_samples
+from utils.dataset import batches, evenly, find_categories, test_samples, train_samples
 from utils.inference import extract_features
 from utils.settings import Settings, SettingsParser, positive
 
@@ -114,7 +114,7 @@ def whole_images(settings: Settings, name: str, images: int, repeats: int) -> tu
     backbone, weights = load(name)
     category = find_categories(settings)[0]
     samples = train_samples(settings, category)[:images]
-    some = test_samples(settings, category)[:: max(1, len(test_samples(settings, category)) // 20)]
+    some = evenly(test_samples(settings, category), 20)
     pixels = [image[None].contiguous() for batch in batches(some, settings) for image in batch.images]
     pixels = [image.to(settings.device) for image in pixels]
 

@@ -84,11 +84,10 @@ def their_judges(settings: Settings, category: str, backbone: Backbone) -> Itera
     for name, peer in models.items():
         start = time.perf_counter()
         peer.to(settings.device)
-        verdict = Verdict(peer, backbone).to(settings.device)
-        peer.train()
-        peer.feature_extractor.eval()
+        peer.feature_extractor.eval()  # frozen, batch norms as well, while the rest is in training
+        mean, std = backbone.mean.to(settings.device), backbone.std.to(settings.device)
         for batch in with_progress(train_samples(settings, category), settings, f"{category}, {name}"):
-            peer((batch.images.to(settings.device) - verdict.mean) / verdict.std)
+            peer((batch.images.to(settings.device) - mean) / std)
         if hasattr(peer, "subsample_embedding"):
             torch.manual_seed(settings.seed)
             with warnings.catch_warnings():
@@ -98,7 +97,7 @@ def their_judges(settings: Settings, category: str, backbone: Backbone) -> Itera
         else:
             peer.fit()
             held = [peer.gaussian.mean, peer.gaussian.inv_covariance]
-        peer.eval()
+        verdict = Verdict(peer, backbone).to(settings.device)
         yield name, verdict, sum(tensor.nbytes for tensor in held) / 1e6, time.perf_counter() - start
 
 

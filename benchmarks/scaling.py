@@ -54,15 +54,16 @@ def measured(call: Callable[[], object], repeats: int) -> tuple[float, float | N
     """Median seconds of a call, and the megabytes that the first one takes at its peak. Of several the first one is
     not timed."""
     before = _reset_peak()
+    first = _seconds(call)
+    peak = _status("VmHWM")
+    seconds = [first] if repeats == 1 else [_seconds(call) for _ in range(repeats)]
+    return float(np.median(seconds)), None if before is None or peak is None else peak - before
+
+
+def _seconds(call: Callable[[], object]) -> float:
     start = time.perf_counter()
     call()
-    seconds = [time.perf_counter() - start]
-    peak = _status("VmHWM")
-    for turn in range(repeats if repeats > 1 else 0):
-        start = time.perf_counter()
-        call()
-        seconds[turn:] = [time.perf_counter() - start]
-    return float(np.median(seconds)), None if before is None or peak is None else peak - before
+    return time.perf_counter() - start
 
 
 def _reset_peak() -> float | None:
@@ -113,8 +114,9 @@ def dimensions(settings: Settings, images: int, repeats: int) -> Iterator[Point]
         bank = MemoryBank(others[greedy_coreset(others, size)])
         where = f"{len(others) // PATCHES} images, 1 %"
         dim = patches.shape[1]
-        yield Point(f"dimensions: coreset, {where}", dim, lambda: greedy_coreset(others, size), repeats)  # noqa: B023
-        yield Point(f"dimensions: search, {where}", dim, lambda: bank.nearest(queries), 5 * repeats)  # noqa: B023
+        call = functools.partial(greedy_coreset, others, size)
+        yield Point(f"dimensions: coreset, {where}", dim, call, repeats)
+        yield Point(f"dimensions: search, {where}", dim, functools.partial(bank.nearest, queries), 5 * repeats)
 
 
 def images_and_banks(patches: Tensor, repeats: int) -> Iterator[Point]:

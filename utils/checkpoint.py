@@ -28,9 +28,8 @@ class Checkpoint:
     ``memory_bank`` (M, D) float32 or float16, the banks of all conditions one after the other; ``bank_sizes`` (K,)
     int64, how many vectors each has; ``score_scales`` (K, 2) what makes their scores alike, see ``Detector``;
     ``settings`` those the embedding depends on; ``state`` what the embedding has beside the backbone; ``fingerprint``
-    of the backbone's weights;
-    ``training_digest`` of the training files; ``calibration_scores`` (n,) of training images against a bank without
-    them.
+    of the backbone's weights; ``training_digest`` of the training files; ``calibration_scores`` (n,) of training images
+    against a bank without them.
     """
 
     memory_bank: Tensor
