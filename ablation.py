@@ -76,9 +76,9 @@ def variants(settings: Settings) -> Iterator[Variant]:
         for shrinkage in (0.1, 0.3, 1.0, 3.0, 10.0):
             if shrinkage != settings.whitening_shrinkage:
                 yield changed("shrinkage", f"{shrinkage:g}", whitening_shrinkage=shrinkage)
-    for dim in (None, 48, 96):
+    for dim, name in ((None, "all"), (0.98, "98 % of the distances"), (96, "96"), (48, "48")):
         if dim != settings.embedding_dim:
-            yield changed("dimensions", "all" if dim is None else f"{dim}", embedding_dim=dim)
+            yield changed("dimensions", name, embedding_dim=dim)
     other = {"float16": "float32", "float32": "float16"}[settings.bank_dtype]
     yield changed("bank stored in", other, bank_dtype=other)
     yield Variant("layers", "2 alone", settings, layers=(2,))

@@ -25,10 +25,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     categories = find_categories(settings)
     check_writable(settings.save_dir, "SAVE_DIR")
     method = wedge_net_method(settings)
-    dim = settings.embedding_dim or method.net.dim
     conditions = f", {len(method.net.conditions)} conditions" if len(method.net.conditions) > 1 else ""
     print(
-        f"{settings.backbone} on {settings.device} by {method.net.backbone.name}, {dim} dimensions a patch, "
+        f"{settings.backbone} on {settings.device} by {method.net.backbone.name}, {method.net.dim} dimensions a patch, "
         f"{settings.metric}{conditions}"
     )
     return for_each(categories, lambda category: train_category(settings, category, method, options.overwrite))

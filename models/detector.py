@@ -48,13 +48,12 @@ class Detector:
     @torch.inference_mode()
     def predict_embedding(self, embedding: Embedding) -> Prediction:
         """What ``net.embed`` made of images -> their scores and anomaly maps."""
-        prediction = self.anomaly_map.predict(self.distances(embedding))
-        reading = embedding.reading
+        distances, reading = self.distances(embedding), embedding.reading
         if reading is None:
-            return prediction
-        scale, offset = self.scales[reading.conditions].unbind(dim=1)
-        maps = prediction.maps * scale[:, None, None] + offset[:, None, None]
-        return Prediction(prediction.scores * scale + offset, maps, reading.conditions, reading.unfamiliar)
+            return self.anomaly_map.predict(distances)
+        scale, offset = self.scales[reading.conditions, :, None, None].unbind(dim=1)  # a map's pixels are averages of
+        scores, maps, *_ = self.anomaly_map.predict(distances * scale + offset)  # distances: it is the same before it
+        return Prediction(scores, maps, reading.conditions, reading.unfamiliar)
 
     @torch.inference_mode()
     def distances(self, embedding: Embedding) -> Tensor:

@@ -100,11 +100,10 @@ class _Head(nn.Module):
         if self.net.whitening:
             features = (features - self.mean[chosen]) @ self.matrix[chosen]
         distances = self.search(features, conditions)
-        scores, maps, *_ = self.anomaly_map.predict(distances.unflatten(1, self.grid))
-        if conditions is None:
-            return scores, maps
-        scale, offset = self.scales[conditions].unbind(dim=1)
-        return scores * scale + offset, maps * scale[:, None, None] + offset[:, None, None]
+        if conditions is not None:
+            scale, offset = self.scales[conditions, :, None].unbind(dim=1)
+            distances = distances * scale + offset
+        return self.anomaly_map.predict(distances.unflatten(1, self.grid))[:2]
 
 
 class _Stream(nn.Module):

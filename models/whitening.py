@@ -47,7 +47,7 @@ class Whitening(nn.Module):
 
 @torch.inference_mode()
 def fit_whitening(
-    patches: Tensor, metric: str = "whitened", shrinkage: float = 1.0, dim: int | None = None
+    patches: Tensor, metric: str = "whitened", shrinkage: float = 1.0, dim: int | float | None = None
 ) -> Whitening | None:
     """Fit the map to training patches, in one pass and with memory for one block.
 
@@ -60,7 +60,8 @@ def fit_whitening(
         patches: (N, D) float32.
         metric: one of ``METRICS``.
         shrinkage: e >= 0; at 0 all directions must vary.
-        dim: how many directions to keep, those of largest variance; None keeps all D.
+        dim: how many directions to keep, those of largest variance; below 1 as many as hold that share of the squared
+            distances between the patches, as the metric measures them; None keeps all D.
 
     Returns:
         None where there is nothing to map: 'euclidean' in all dimensions.
@@ -73,6 +74,9 @@ def fit_whitening(
     spread = values.mean()
     scaled = metric == "whitened" and spread > 0
     scale = torch.rsqrt(values + shrinkage * spread) if scaled else torch.ones_like(values)
+    if dim is not None and dim < 1:
+        held = (values * scale.square()).cumsum(dim=0)
+        dim = int((held < dim * held[-1]).sum()) + 1 if spread > 0 else None
     # An eigenvector's sign is arbitrary; fixing it makes the same data give the same map.
     signs = vectors.gather(0, vectors.abs().argmax(dim=0)[None]).sign()
     return Whitening(mean.float(), (vectors * signs * scale)[:, :dim].float().contiguous())

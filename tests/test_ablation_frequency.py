@@ -2,14 +2,16 @@ import csv
 import dataclasses
 
 import pytest
+import torch
 
 import ablation_frequency
 import eval_blur_robustness
 import evaluation
 import train
+from ablation_frequency import shrink
 from tests.test_robustness import COLUMNS, check, expected, read, save_patchcore
 from utils.corruptions import gaussian_blur
-from utils.robustness import BLUR, COLOUR, NOISE
+from utils.robustness import BLUR, COLOUR, DARK, NOISE
 
 
 def table(path):
@@ -19,8 +21,8 @@ def table(path):
 
 @pytest.fixture
 def few_levels(monkeypatch):
-    levels = {"noise": (NOISE, (0, 20)), "blur": (BLUR, (0, 2)), "colour": (COLOUR, (0, 1))}
-    short = {name: dataclasses.replace(corruption, levels=own) for name, (corruption, own) in levels.items()}
+    levels = {"noise": (NOISE, 20), "blur": (BLUR, 2), "colour": (COLOUR, 1), "dark": (DARK, 0.5)}
+    short = {name: (dataclasses.replace(corruption, levels=(own,)), own) for name, (corruption, own) in levels.items()}
     monkeypatch.setattr(ablation_frequency, "CORRUPTIONS", short)
 
 
@@ -29,11 +31,11 @@ def test_rows_are_what_the_scripts_give(flags, tmp_path, few_levels, capsys):
     assert ablation_frequency.main(own) == 0
     rows = table(tmp_path / "out/ablation_frequency_10pct.csv")
     names = [
-        "PatchCore", "off", "gate", "light alone", "conditions alone", "both", "both, equal memory",
+        "PatchCore", "off", "shrinkage", "gate", "light alone", "conditions alone", "both", "both, equal memory",
         "both, semantic off",
     ]  # fmt: skip
     assert list(dict.fromkeys(row["variant"] for row in rows)) == names
-    assert len(rows) == 3 * 8 * 6  # two categories and their mean, variants, levels
+    assert len(rows) == 3 * 9 * 8  # two categories and their mean, variants, levels
     summary = {
         (row["category"], row["variant"]): row for row in table(tmp_path / "out/ablation_frequency_10pct_summary.csv")
     }
@@ -55,6 +57,16 @@ def test_rows_are_what_the_scripts_give(flags, tmp_path, few_levels, capsys):
     assert float(summary["bolt", "both, equal memory"]["bank_mb"]) <= float(summary["bolt", "PatchCore"]["bank_mb"])
     assert (tmp_path / "out/ablation_frequency_10pct.png").stat().st_size > 10_000
     assert "mean of 2 categories" in capsys.readouterr().out
+
+
+def test_shrinkage_takes_noise_out_and_leaves_a_clean_picture():
+    size = 64
+    ramp = torch.linspace(0.2, 0.8, size).expand(1, 3, size, size)
+    noisy = (ramp + 0.05 * torch.randn(1, 3, size, size, generator=torch.Generator().manual_seed(0))).clamp(0, 1)
+    for wavelet in ("haar", "sym4"):
+        assert (shrink(noisy, wavelet) - ramp).square().mean() < 0.2 * (noisy - ramp).square().mean()
+        assert (shrink(ramp, wavelet) - ramp).abs().max() < 0.02
+        assert shrink(noisy[..., :61, :63], wavelet).shape == (1, 3, 61, 63)
 
 
 def test_one_category_has_no_mean_and_undefined_stays_empty(flags, data, tmp_path, few_levels):

@@ -167,7 +167,7 @@ def test_all_banks_may_share_the_memory_of_one(flags, tmp_path, capsys):
     checkpoint = load_checkpoint(bank_path(settings.save_dir, settings.category, 0.1))
     total = int(0.1 * checkpoint.training_images * (settings.image_size // 8) ** 2)
     assert checkpoint.bank_sizes.tolist() == pytest.approx([total / 2, total / 4, total / 4], abs=1)
-    assert "in each of 2 other conditions" in capsys.readouterr().out
+    assert "for each of 2 other conditions" in capsys.readouterr().out
     assert evaluation.main(own) == 0
     assert evaluation.main([*own, "--clean-share", "0.6"]) == 2
     assert "CLEAN_SHARE = 0.5, the setting is 0.6" in capsys.readouterr().err

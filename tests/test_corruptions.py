@@ -10,7 +10,7 @@ import pytest
 import torch
 from PIL import Image, ImageEnhance
 
-from utils.corruptions import color_jitter, gaussian_noise
+from utils.corruptions import color_jitter, darken, gaussian_noise
 
 NAMES = ["good/000.png", "good/001.png", "spot/000.png"]
 
@@ -29,6 +29,13 @@ def test_noise_has_the_asked_spread_and_no_structure():
         flat = noise.reshape(6, -1)  # the channels of both images
         correlation = torch.corrcoef(flat) - torch.eye(6)
         assert correlation.abs().max() < 0.05
+
+
+def test_darkness_is_a_share_of_the_light_in_whole_grey_levels(images):
+    assert darken(images, 0) is images
+    darker = darken(images, 0.6) * 255
+    torch.testing.assert_close(darker, darker.round(), atol=1e-3, rtol=0)
+    assert (darker - images * 255 * 0.4).abs().max() <= 0.5 + 1e-3
 
 
 def test_noise_depends_on_name_level_and_seed_only(images):

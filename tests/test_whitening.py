@@ -55,6 +55,22 @@ def test_directions_of_largest_variance_are_kept():
     assert (variances.diff() < 0).all()
 
 
+@pytest.mark.parametrize("metric", ["whitened", "euclidean"])
+@pytest.mark.parametrize("share", [0.5, 0.9, 0.99])
+def test_as_many_directions_as_hold_a_share_of_the_distances(metric, share):
+    features = patches()
+    whole = features if metric == "euclidean" else fit_whitening(features, metric)(features)
+    every = torch.pdist(whole.double()).square().sum()
+    kept = fit_whitening(features, metric, dim=share)
+    one_less = fit_whitening(features, metric, dim=kept.dim - 1) if kept.dim > 1 else None
+    assert torch.pdist(kept(features).double()).square().sum() >= share * every * (1 - 1e-5)
+    assert one_less is None or torch.pdist(one_less(features).double()).square().sum() < share * every
+
+
+def test_patches_that_do_not_vary_keep_all_directions():
+    assert fit_whitening(torch.ones(20, 12), dim=0.5).dim == 12
+
+
 def test_euclidean_in_fewer_dimensions_is_a_rotation():
     features = patches()
     assert fit_whitening(features, "euclidean") is None
@@ -167,6 +183,17 @@ def test_a_bank_has_the_dimensions_that_are_asked_for(flags, tmp_path):
     np.testing.assert_allclose(alone, together[:1], rtol=1e-4)
 
 
+def test_all_conditions_have_the_dimensions_that_clean_needs(flags, tmp_path):
+    mine = [*flags, "--embedding-dim", "0.9", "--frequency-stream", "condition", "--conditions", "clean, noise20"]
+    assert train.main(mine) == 0
+    settings, detector = loaded(mine)
+    assert {bank.dim for bank in detector.banks} == {detector.net.dim}
+    assert 9 < detector.net.dim < 192
+    samples = samples_of(settings, "tile")
+    together, alone = (score_samples([detector], samples[:count], settings, "test")[0].scores for count in (8, 1))
+    np.testing.assert_allclose(alone, together[:1], rtol=1e-4)
+
+
 @pytest.mark.parametrize(
     ("wrong", "message"),
     [
@@ -174,7 +201,8 @@ def test_a_bank_has_the_dimensions_that_are_asked_for(flags, tmp_path):
         (("--whitening-shrinkage", "-1"), "WHITENING_SHRINKAGE is -1"),
         (("--whitening-shrinkage", "1e999"), "WHITENING_SHRINKAGE is inf"),
         (("--whitening-shrinkage", "nan"), "WHITENING_SHRINKAGE is 'nan'"),
-        (("--embedding-dim", "0"), "EMBEDDING_DIM is 0; it must be None or a whole number"),
+        (("--embedding-dim", "0"), "EMBEDDING_DIM is 0; it must be None, a whole number of at least 1, or a share"),
+        (("--embedding-dim", "1.5"), "EMBEDDING_DIM is 1.5; it must be None, a whole number of at least 1, or a share"),
         (("--embedding-dim", "193"), "EMBEDDING_DIM is 193; efficientnet_lite0 gives 192 dimensions"),
         (("--metric", "cosine"), "METRIC is 'cosine'; it must be one of whitened, euclidean"),
         (("--bank-dtype", "int8"), "BANK_DTYPE is 'int8'"),

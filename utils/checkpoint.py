@@ -113,7 +113,7 @@ def misfit(checkpoint: Checkpoint, embedding: Mapping[str, Any], net: Net) -> st
     if checkpoint.fingerprint != net.fingerprint:
         return f"it was made with other backbone weights ({checkpoint.fingerprint}, now {net.fingerprint})"
     dim = embedding.get("EMBEDDING_DIM") or net.dim
-    if checkpoint.memory_bank.shape[1] != dim:
+    if dim >= 1 and checkpoint.memory_bank.shape[1] != dim:  # below 1 the training images decide
         return f"its vectors have {checkpoint.memory_bank.shape[1]} dimensions, the embedding has {dim}"
     if len(checkpoint.score_scales) != len(net.conditions):
         return f"it holds {len(checkpoint.score_scales)} conditions, the settings {len(net.conditions)}"
@@ -165,6 +165,10 @@ def make_detector(checkpoint: Checkpoint, net: Net, image_size: int, path: Path)
     Raises :class:`InputError` if a bank cannot be used.
     """
     banks = [make_bank(part, path) for part in checkpoint.memory_bank.split(checkpoint.bank_sizes.tolist())]
+    if checkpoint.memory_bank.shape[1] != net.dim:
+        raise InputError(
+            f"{path} is damaged: its vectors have {checkpoint.memory_bank.shape[1]} dimensions, its metric {net.dim}"
+        )
     return Detector(net, banks, image_size, checkpoint.calibration_scores, checkpoint.score_scales)
 
 

@@ -9,10 +9,10 @@ from torch import Tensor
 
 
 def corrupt(images: Tensor, kind: str, level: float, names: Sequence[str], seed: int) -> Tensor:
-    """Images (B, 3, H, W) in [0, 1] with 'noise', 'blur' or 'colour' of one level; level 0 leaves them as they are."""
+    """Images (B, 3, H, W) in [0, 1] with one level of 'noise', 'blur', 'colour' or 'dark'; 0 changes nothing."""
     if kind == "noise":
         return gaussian_noise(images, level, names, seed)
-    return gaussian_blur(images, level) if kind == "blur" else color_jitter(images, level)
+    return {"blur": gaussian_blur, "colour": color_jitter, "dark": darken}[kind](images, level)
 
 
 def gaussian_noise(images: Tensor, sigma: float, names: Sequence[str], seed: int) -> Tensor:
@@ -40,6 +40,11 @@ def gaussian_blur(images: Tensor, sigma: float) -> Tensor:
 
     size = 2 * min(math.ceil(3 * sigma), min(images.shape[-2:]) - 1) + 1
     return functional.gaussian_blur(images, [size, size], [sigma, sigma])
+
+
+def darken(images: Tensor, share: float) -> Tensor:
+    """Take a share from 0 to 1 of the light away from images in [0, 1], and round to grey levels, as a camera would."""
+    return images if share == 0 else (images * (1 - share) * 255).round_().div_(255)
 
 
 def color_jitter(images: Tensor, factor: float) -> Tensor:

@@ -194,12 +194,12 @@ def draw_conditions(
         axis.plot(*centre, "+", color=colour)
         for label, marker in ((0, "o"), (1, "^")):
             own = np.array([row["condition"] == name and row["label"] == label for row in rows])
-            axis.scatter(*places[own].T, 14, colour, marker, linewidths=0, alpha=0.7)
+            axis.scatter(*places[own].T, 14, colour, marker=marker, linewidths=0, alpha=0.7)
     axis.set_aspect("equal", adjustable="datalim")
     strange = np.array([bool(row["unfamiliar"]) for row in rows])
     axis.scatter(*places[strange].T, 60, facecolors="none", edgecolors="0.2", label="unlike anything in training")
-    axis.scatter([], [], 14, "0.4", "o", label="good test image")
-    axis.scatter([], [], 14, "0.4", "^", label="defective test image")
+    axis.scatter([], [], 14, "0.4", marker="o", label="good test image")
+    axis.scatter([], [], 14, "0.4", marker="^", label="defective test image")
     axis.set_title(f"{title}: the condition of each test image, by its light and its wavelet bands", fontsize=10)
     axis.set_xlabel("standard deviations of the training images, from clean (circles: 95 % of them)")
     axis.grid(alpha=0.3)
@@ -210,9 +210,14 @@ def draw_conditions(
 
 def draw_frequency_ablation(path: Path, title: str, rows: Sequence[Mapping[str, Any]]) -> None:
     """Image AUROC and false alarms over the level of each corruption, a line for each variant."""
-    kinds = {"noise": "noise: sigma, grey levels", "blur": "blur: sigma, pixels", "colour": "colour jitter: factor"}
+    kinds = {
+        "noise": "noise: sigma, grey levels",
+        "blur": "blur: sigma, pixels",
+        "colour": "colour jitter: factor",
+        "dark": "less light: share taken away",
+    }
     variants = list(dict.fromkeys(row["variant"] for row in rows))
-    figure = Figure(figsize=(11, 6.5), layout="constrained")
+    figure = Figure(figsize=(13, 6.5), layout="constrained")
     figure.suptitle(title, fontsize=11)
     axes = figure.subplots(2, len(kinds), sharey="row")
     for column, (kind, label) in zip(axes.T, kinds.items(), strict=True):

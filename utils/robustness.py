@@ -1,4 +1,4 @@
-"""What corruption of the images does to WEDGE-Net and to PatchCore: one loop for noise, blur and colour."""
+"""What corruption of the images does to WEDGE-Net and to PatchCore: one loop for noise, blur, colour and light."""
 
 import argparse
 import sys
@@ -71,6 +71,15 @@ COLOUR = Corruption(
     axis="colour jitter: factor",
     levels=(0.0, 0.5, 1.0, 1.5, 2.0, 2.5, 3.0),
     shown=(0.0, 1.0, 2.0, 3.0),
+)
+
+
+DARK = Corruption(
+    kind="dark",
+    symbol="share",
+    axis="less light: share taken away",
+    levels=(0, 0.2, 0.4, 0.6),
+    shown=(0, 0.2, 0.4, 0.6),
 )
 
 

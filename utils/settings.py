@@ -129,11 +129,13 @@ def _shrinkage(value: Any) -> float:
     return float(value)
 
 
-def _optional_dimension(value: Any) -> int | None:
+def _optional_dimension(value: Any) -> int | float | None:
+    if isinstance(value, float) and 0 < value < 1:
+        return value
     try:
         return None if value is None else _integer(1)(value)
     except ValueError:
-        raise ValueError("None or a whole number of at least 1") from None
+        raise ValueError("None, a whole number of at least 1, or a share between 0 and 1") from None
 
 
 def _device(value: Any) -> torch.device:
@@ -185,7 +187,10 @@ class Settings:
     use_semantic: bool = _setting(_truth, "add the semantic attention stream to the embedding")
     metric: str = _setting(_choice(*METRICS), "how far apart patches are: " + ", ".join(METRICS))
     whitening_shrinkage: float = _setting(_shrinkage, "of 'whitened': near 0 whitens fully, large values hardly at all")
-    embedding_dim: int | None = _setting(_optional_dimension, "dimensions kept, those of largest variance; None = all")
+    embedding_dim: int | float | None = _setting(
+        _optional_dimension,
+        "dimensions kept, those of largest variance; below 1 the share of the distances that they hold; None = all",
+    )
     bank_dtype: str = _setting(_choice("float32", "float16"), "what a bank is stored in: float32 or float16")
     save_dir: Path = _setting(_path, "folder for banks, tables and figures")
     sampling_ratio: tuple[float, ...] = _setting(_ratios, "share of patches kept: a number, a comma list, or 'all'")

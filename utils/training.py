@@ -32,15 +32,16 @@ class Method:
 
     ``embedding`` the settings that the features depend on; ``path`` of a category and a ratio: where that bank goes;
     ``folder`` the setting that names its folder; ``fit_metric`` makes (N, D) training patches into the map that the
-    features go through, or None; ``bank_dtype`` what the bank is stored in; ``prepare`` makes a category's training
-    images and its name into the net that knows their conditions, None where there is but one.
+    features go through, or None, given the number of dimensions to keep or None for what the settings say;
+    ``bank_dtype`` what the bank is stored in; ``prepare`` makes a category's training images and its name into the net
+    that knows their conditions, None where there is but one.
     """
 
     net: Net
     embedding: dict[str, Any]
     path: Callable[[str, float], Path]
     folder: str
-    fit_metric: Callable[[Tensor], Whitening | None] = lambda patches: None
+    fit_metric: Callable[[Tensor, int | None], Whitening | None] = lambda patches, dim: None
     bank_dtype: torch.dtype = torch.float32
     prepare: Callable[[Sequence[Sample], str], Net] | None = None
 
@@ -53,7 +54,9 @@ def wedge_net_method(settings: Settings) -> Method:
         settings.embedding(),
         lambda category, ratio: bank_path(settings.save_dir, category, ratio),
         "SAVE_DIR",
-        lambda patches: fit_whitening(patches, settings.metric, settings.whitening_shrinkage, settings.embedding_dim),
+        lambda patches, dim: fit_whitening(
+            patches, settings.metric, settings.whitening_shrinkage, dim or settings.embedding_dim
+        ),
         getattr(torch, settings.bank_dtype),
         None if net.stream is None else lambda samples, category: learn_conditions(net, samples, settings, category),
     )
@@ -81,10 +84,12 @@ def train_category(settings: Settings, category: str, method: Method, overwrite:
         return
 
     net = method.net if method.prepare is None else method.prepare(samples, category)
-    made = []
+    made, dim = [], None
     for condition, share in zip(net.conditions, settings.bank_shares(len(net.conditions)), strict=True):
         own_ratios = [ratio * share for ratio in ratios]
-        made.append(train_condition(net, condition, samples, own_ratios, settings, method, category))
+        made.append(train_condition(net, condition, samples, own_ratios, settings, method, category, dim))
+        if made[0][0] is not None:
+            dim = made[0][0].dim  # clean's, for all of them
     maps = [whitening for whitening, _ in made if whitening is not None]
     if maps:
         net = net.with_whitening(maps)
@@ -108,11 +113,12 @@ def train_category(settings: Settings, category: str, method: Method, overwrite:
             calibration_scores=scores[0],
         )
         save_checkpoint(path, checkpoint)
-        each = "" if len(banks) == 1 else f" in each of {len(banks)} conditions"
+        each = "" if len(banks) == 1 else f", for each of {len(banks)} conditions"
         if len(banks[-1]) != len(banks[0]):
-            each = f", and {len(banks[-1])} in each of {len(banks) - 1} other conditions"
+            each = f", and {len(banks[-1])} for each of {len(banks) - 1} other conditions"
         patches = len(samples) * math.prod(grid_size(settings.image_size))
-        print(f"[{category}] {len(samples)} images, kept {len(banks[0])} of {patches} patches{each}: {path}")
+        kept = f"kept {len(banks[0])} of {patches} patches in {banks[0].shape[1]} dimensions"
+        print(f"[{category}] {len(samples)} images, {kept}{each}: {path}")
 
 
 def train_condition(
@@ -123,12 +129,14 @@ def train_condition(
     settings: Settings,
     method: Method,
     category: str,
+    dim: int | None,
 ) -> tuple[Whitening | None, list[tuple[Tensor, Tensor]]]:
-    """The metric of one condition, and for each ratio a bank (M, D) and scores of images that it does not know."""
+    """The metric of one condition, in ``dim`` dimensions or as many as the settings say, and for each ratio a bank
+    (M, D) and scores of images that it does not know."""
     what = category if condition == CLEAN else f"{category}, {condition.name}"
     alter = training_alteration(condition, samples, settings.seed)
     features = extract_features(net, samples, settings, f"{what}: features", alter)
-    whitening = method.fit_metric(features.flatten(0, 1))
+    whitening = method.fit_metric(features.flatten(0, 1), dim)
     if whitening is not None:
         features = whitening.apply_in_place(features)
     patches = features.flatten(0, 1)
