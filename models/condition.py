@@ -146,18 +146,20 @@ class ConditionStream(nn.Module):
         structure = self._structure(images)
         some = images[..., ::2, ::2].flatten(1)
         clipped = torch.stack([(some >= 1 - _FLOOR).sum(dim=1), (some <= _FLOOR).sum(dim=1)], dim=1) / some.shape[1]
-        weights = structure.new_full((1, 1, 3), 1 / 3)  # of the channels, which make them grey
-        aligned = images
+        aligned, weights = images, structure.new_full((1, 1, 3), 1 / 3)  # of the channels, which make them grey
         if self.align_light:
             light = _light(structure)
+            seen = _brightness_and_cast(light)
             # Not to the training images' mean: light that good parts are seen in is no fault, and parts differ.
-            wanted = _brightness_and_cast(light).clamp(self.least_light, self.most_light)
-            wanted = wanted[:, :1] + wanted[:, 1:]
-            gain = (wanted[..., 1] / light[..., 1].clamp_min(1e-6)).clamp(1 / _GAIN, _GAIN)
-            weights = gain[:, None] / 3
-            gain = gain[..., None, None]
-            offset = wanted[..., 0, None, None] - gain * light[..., 0, None, None]
-            aligned, structure = images * gain + offset, structure * gain + offset
+            change = seen.clamp(self.least_light, self.most_light) - seen
+            if not _in_numpy(change) or change.any():  # most often there is none, and nothing to compute
+                median, spread = light.unbind(dim=2)
+                wanted = light + change[:, :1] + change[:, 1:]
+                gain = (wanted[..., 1] / spread.clamp_min(1e-6)).clamp(1 / _GAIN, _GAIN)
+                weights = gain[:, None] / 3
+                offset = (wanted[..., 0] - gain * median)[..., None, None]
+                gain = gain[..., None, None]
+                aligned, structure = images * gain + offset, structure * gain + offset
         grey, colourfulness = structure.mean(dim=1), structure.amax(dim=1) - structure.amin(dim=1)
         quantiles = _ranked(torch.stack([grey, colourfulness], dim=1).flatten(2), 0.1, 0.5, 0.9)
         bottom, middle, top = quantiles[:, 0].unbind(dim=1)
@@ -255,12 +257,17 @@ def _brightness_and_cast(light: Tensor) -> Tensor:
 def _ranked(values: Tensor, *shares: float) -> Tensor:
     """(B, C, n) -> (B, C, len(shares)): the value below which each share lies; of an even number the lower median."""
     ranks = [int((values.shape[2] - 1) * share) for share in shares]
-    if values.device.type == "cpu" and not torch.compiler.is_exporting():
-        # Ten times as fast as torch's sort, median or kthvalue.
-        return torch.from_numpy(np.sort(values.numpy(), axis=2)[..., ranks])
+    if _in_numpy(values):  # ten times as fast as torch's sort, median or kthvalue
+        order = np.sort(values.numpy()) if len(ranks) > 1 else np.partition(values.numpy(), ranks[0])
+        return torch.from_numpy(order[..., ranks])
     if len(ranks) == 1:  # onnxruntime has this sooner than all in order
         return values.topk(values.shape[2] - ranks[0], dim=2, sorted=False).values.amin(dim=2, keepdim=True)
     return values.sort(dim=2).values[..., ranks]
+
+
+def _in_numpy(values: Tensor) -> bool:
+    """Whether the values can be looked at and worked on outside torch: on a CPU, while no graph is made."""
+    return values.device.type == "cpu" and not torch.compiler.is_exporting()
 
 
 def _analysis(wavelet: str, size: int) -> tuple[Tensor, list[Tensor]]:
