@@ -35,7 +35,7 @@ USE_SEMANTIC = True  # add the semantic attention stream to the embedding
 # Metric: how far apart two patches are
 METRIC = "whitened"  # "whitened": by the good parts' own spread; "euclidean": as the features are (the paper's)
 WHITENING_SHRINKAGE = 1.0  # of "whitened": near 0 all directions count alike, large values come near to "euclidean"
-EMBEDDING_DIM = 0.99  # dimensions kept, of most variance: how many, or the share of the distances they hold; None = all
+EMBEDDING_DIM = 0.99  # dimensions kept, of most variance: a number, or the share of "whitened" distances; None = all
 
 # Memory bank
 BANK_DTYPE = "float16"  # what a bank is stored in: "float32" or "float16"; the arithmetic is float32

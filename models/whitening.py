@@ -60,13 +60,13 @@ def fit_whitening(
         patches: (N, D) float32.
         metric: one of ``METRICS``.
         shrinkage: e >= 0; at 0 all directions must vary.
-        dim: how many directions to keep, those of largest variance; below 1 as many as hold that share of the squared
-            distances between the patches, as the metric measures them; None keeps all D.
+        dim: how many directions to keep, those of largest variance. None keeps all D; so does 'euclidean' below 1,
+            while 'whitened' keeps as many as hold that share of the squared distances between the patches.
 
     Returns:
         None where there is nothing to map: 'euclidean' in all dimensions.
     """
-    if metric == "euclidean" and dim in (None, patches.shape[1]):
+    if metric == "euclidean" and (dim is None or dim < 1 or dim == patches.shape[1]):
         return None
     mean, covariance = _moments(patches)
     values, vectors = torch.linalg.eigh(covariance)
@@ -76,7 +76,7 @@ def fit_whitening(
     scale = torch.rsqrt(values + shrinkage * spread) if scaled else torch.ones_like(values)
     if dim is not None and dim < 1:
         held = (values * scale.square()).cumsum(dim=0)
-        dim = int((held < dim * held[-1]).sum()) + 1 if spread > 0 else None
+        dim = int((held < dim * held[-1]).sum()) + 1 if scaled else None
     # An eigenvector's sign is arbitrary; fixing it makes the same data give the same map.
     signs = vectors.gather(0, vectors.abs().argmax(dim=0)[None]).sign()
     return Whitening(mean.float(), (vectors * signs * scale)[:, :dim].float().contiguous())

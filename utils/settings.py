@@ -189,7 +189,7 @@ class Settings:
     whitening_shrinkage: float = _setting(_shrinkage, "of 'whitened': near 0 whitens fully, large values hardly at all")
     embedding_dim: int | float | None = _setting(
         _optional_dimension,
-        "dimensions kept, those of largest variance; below 1 the share of the distances that they hold; None = all",
+        "dimensions kept, of largest variance; below 1 (whitened only) the share of distances they hold; None = all",
     )
     bank_dtype: str = _setting(_choice("float32", "float16"), "what a bank is stored in: float32 or float16")
     save_dir: Path = _setting(_path, "folder for banks, tables and figures")
