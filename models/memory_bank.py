@@ -180,11 +180,12 @@ class MemoryBank:
             groups[group, member, everyone] = torch.inf
             squared = best.square()
             limit = squared - norms + self._slack(norms, squared)
-            found = (least <= limit).nonzero()
-            if len(found) * _comparison_cost(self.dim) > bounds.numel() * (self.dim - keys.shape[1]):
+            found = least <= limit
+            many = int(found.count_nonzero())  # before they are listed, which takes 16 bytes for each
+            if many * _comparison_cost(self.dim) > bounds.numel() * (self.dim - keys.shape[1]):
                 self._count_loss()
                 return None
-            for group, query in (pairs.unbind(dim=1) for pairs in found.split(_PAIRS)):
+            for group, query in (pairs.unbind(dim=1) for pairs in found.nonzero().split(_PAIRS)):
                 pair, member = (groups[group, :, query] <= limit[query, None]).nonzero(as_tuple=True)
                 group, query = group[pair], query[pair]
                 exact = self._distances(queries, query, start + group * _GROUP + member)
