@@ -51,8 +51,9 @@ class Detector:
         distances, reading = self.distances(embedding), embedding.reading
         if reading is None:
             return self.anomaly_map.predict(distances)
-        scale, offset = self.scales[reading.conditions, :, None, None].unbind(dim=1)  # a map's pixels are averages of
-        scores, maps, *_ = self.anomaly_map.predict(distances * scale + offset)  # distances: it is the same before it
+        # Before the map, since there is less to scale than after it: its pixels are averages of distances.
+        scale, offset = self.scales[reading.conditions, :, None, None].unbind(dim=1)
+        scores, maps, *_ = self.anomaly_map.predict(distances * scale + offset)
         return Prediction(scores, maps, reading.conditions, reading.unfamiliar)
 
     @torch.inference_mode()
