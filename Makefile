@@ -67,7 +67,7 @@ BENCH := .venv-bench/bin/python
 PHOTOS := $(if $(MTD_ROOT),--data-path '$(dir $(MTD_ROOT))' --category '$(notdir $(MTD_ROOT))' --center-crop false)
 DATA = $(or $(PHOTOS),--data-path sample_data --category tile)
 # Of the sample's patches anomalib's coreset makes arrays of just under 32 MB, and glibc scatters its heap with them until
-# the memory is full, in two runs of three. Kept apart from the heap, in huge pages, they take it 1.6 times as long.
+# the memory is full, now and then. Kept apart from the heap, in huge pages, they take it up to three times as long.
 APART := GLIBC_TUNABLES=glibc.malloc.hugetlb=1:glibc.malloc.mmap_threshold=16777216
 bench: .venv-bench/installed sample_data
 	@failed=; \

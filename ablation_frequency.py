@@ -25,9 +25,9 @@ import torch
 from torch import Tensor
 
 import config
-from models.backbone import build_backbone, feature_channels
+from models.backbone import feature_channels
 from models.detector import Detector
-from models.wedge_net import Embedding, WedgeNet
+from models.engine import OnnxEngine, TorchEngine
 from utils.checkpoint import load_detector
 from utils.console import check_writable, command, for_each
 from utils.dataset import batches, find_categories
@@ -135,7 +135,7 @@ def trained(variant: str, settings: Settings, category: str) -> tuple[Detector, 
         start = time.perf_counter()
         method = (patchcore_method if variant == PATCHCORE else wedge_net_method)(settings)
         if variant == SHRINKAGE:
-            method = dataclasses.replace(method, net=Shrinking(settings))
+            method.net.backbone = Shrinking(method.net.backbone, settings.wavelet_type)
         train_category(settings, category, method)
         seconds = time.perf_counter() - start
         if variant == PATCHCORE:
@@ -143,27 +143,22 @@ def trained(variant: str, settings: Settings, category: str) -> tuple[Detector, 
         return load_detector(settings, category, settings.sampling_ratio[0], method.net)[0], seconds
 
 
-class Shrinking(WedgeNet):
-    """WEDGE-Net's network, which takes the noise out of an image first: BayesShrink on three levels of the wavelet."""
+class Shrinking:
+    """An engine that takes the noise out of the images before the backbone sees them."""
 
-    def __init__(self, settings: Settings) -> None:
-        super().__init__(
-            build_backbone(settings.backbone, settings.backbone_weights),
-            use_semantic=settings.use_semantic,
-            device=settings.device,
-            engine=settings.engine,
-        )
-        self.wavelet = settings.wavelet_type
+    def __init__(self, engine: TorchEngine | OnnxEngine, wavelet: str) -> None:
+        self.engine, self.wavelet = engine, wavelet
+        self.name, self.at_once = engine.name, engine.at_once
 
-    def embed(self, images: Tensor) -> Embedding:
-        return super().embed(shrink(images, self.wavelet))
+    def __call__(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        return self.engine(shrink(images, self.wavelet))
 
 
 def shrink(images: Tensor, wavelet: str) -> Tensor:
-    """(B, 3, H, W) images -> the same without what looks like white noise (Chang, Yu, Vetterli, 2000).
+    """(B, 3, H, W) images -> the same without what looks like white noise: BayesShrink (Chang, Yu, Vetterli, 2000).
 
-    The noise's variance is told from the median of the finest diagonal band. In each band coefficients are brought
-    nearer to 0 by that variance over the signal's standard deviation, the smaller ones to 0.
+    Three levels of the wavelet. The noise's variance is told from the median of the finest diagonal band. In each band
+    coefficients are brought nearer to 0 by that variance over the signal's standard deviation, the smaller ones to 0.
     """
     levels = pywt.wavedec2(images.cpu().numpy(), wavelet, level=3, axes=(2, 3))
     spread = np.median(np.abs(levels[-1][2]), axis=(2, 3), keepdims=True) / 0.6745
