@@ -7,15 +7,19 @@ for each of which there is a memory bank. A defect, which covers a small part of
 """
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Sequence
+from types import ModuleType
 from typing import NamedTuple
 
 import numpy as np
 import pywt
 import torch
+from scipy.sparse import csr_array, eye_array, kron
 from torch import Tensor, nn
 
 from models.errors import InputError
+
+Array = Tensor | np.ndarray
 
 KINDS = ("noise", "blur", "colour")
 LEVELS = 3  # of the wavelet transform
@@ -114,9 +118,8 @@ class ConditionStream(nn.Module):
         self.conditions = parse_conditions(conditions)
         self.align_light = align_light
         structure, details = _analysis(wavelet, image_size)
-        self.register_buffer("structure", structure, persistent=False)
-        self.register_buffer("details", torch.cat(details), persistent=False)
-        self.rows = [len(matrix) for matrix in details]
+        self.structure = _Separable(structure, planes=3)
+        self.details = nn.ModuleList(_Separable(level, planes=1) for level in details)
         count, width = len(self.conditions), STATISTICS
         self.register_buffer("least_light", -torch.ones(4, 2))  # of the training images, see _brightness_and_cast
         self.register_buffer("most_light", torch.ones(4, 2))
@@ -129,9 +132,7 @@ class ConditionStream(nn.Module):
     def forward(self, images: Tensor) -> Reading:
         """(B, 3, H, W) images in [0, 1]; nothing crosses the batch."""
         aligned, statistics = self.measure(images)
-        squared = self.squared_distances(statistics)
-        least, nearest = squared.min(dim=1)
-        return Reading(aligned, statistics, (squared + self.doubt).argmin(dim=1), least > self.limits[nearest])
+        return Reading(aligned, statistics, *_one_by_one(self._judge, statistics))
 
     def measure(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """(B, 3, H, W) images -> the images, their light aligned, and their statistics (B, STATISTICS).
@@ -143,44 +144,55 @@ class ConditionStream(nn.Module):
         cD, from the finest level to the coarsest. Of the finest level every fourth coefficient is enough.
         """
         images = images.contiguous()  # pixels as a file has them are the slower layout, here and for the backbone
-        structure = self._structure(images)
-        some = images[..., ::2, ::2].flatten(1)
-        clipped = torch.stack([(some >= 1 - _FLOOR).sum(dim=1), (some <= _FLOOR).sum(dim=1)], dim=1) / some.shape[1]
-        aligned, weights = images, structure.new_full((1, 1, 3), 1 / 3)  # of the channels, which make them grey
-        if self.align_light:
-            light = _light(structure)
-            seen = _brightness_and_cast(light)
-            # Not to the training images' mean: light that good parts are seen in is no fault, and parts differ.
-            change = seen.clamp(self.least_light, self.most_light) - seen
-            if not _in_numpy(change) or change.any():  # most often there is none, and nothing to compute
-                median, spread = light.unbind(dim=2)
-                wanted = light + change[:, :1] + change[:, 1:]
-                gain = (wanted[..., 1] / spread.clamp_min(1e-6)).clamp(1 / _GAIN, _GAIN)
-                weights = gain[:, None] / 3
-                offset = (wanted[..., 0] - gain * median)[..., None, None]
-                gain = gain[..., None, None]
-                aligned, structure = images * gain + offset, structure * gain + offset
-        grey, colourfulness = structure.mean(dim=1), structure.amax(dim=1) - structure.amin(dim=1)
-        quantiles = _ranked(torch.stack([grey, colourfulness], dim=1).flatten(2), 0.1, 0.5, 0.9)
-        bottom, middle, top = quantiles[:, 0].unbind(dim=1)
-        skewness = (top - middle + _FLOOR).log() - (middle - bottom + _FLOOR).log()
-        medians = [_ranked(bands.abs().flatten(2), 0.5)[..., 0] for bands in self._details(images, weights)]
-        light = [(clipped + 1e-3).log(), skewness[:, None], quantiles[:, 1, 1:]]
-        return aligned, torch.cat([*light, (torch.cat(medians, dim=1) + _FLOOR).log()], dim=1)
+        statistics, gain, offset = _one_by_one(self._measure, images)
+        if _in_numpy(images) and (gain == 1).all() and not offset.any():  # most often nothing needs to change
+            return images, statistics
+        return _one_by_one(_with_light, images, gain, offset)[0], statistics
 
-    def _details(self, images: Tensor, weights: Tensor) -> Iterator[Tensor]:
-        """(B, 3, H, W) images and (B or 1, 1, 3) weights of their channels -> of each level bands cH, cV and cD of the
-        weighted sum, (B, 3, h, w); of the finest level every other row and column."""
-        grey = (weights @ images.flatten(2))[:, 0].unflatten(1, images.shape[2:])
-        columns = (self.details @ grey).split(self.rows, dim=1)
-        for matrix, bands in zip(self.details.split(self.rows), columns, strict=True):
-            bands, half = bands @ matrix.T, len(matrix) // 2
-            yield torch.stack([bands[:, half:, :half], bands[:, :half, half:], bands[:, half:, half:]], dim=1)
+    def _measure(self, images: Array) -> tuple[Array, Array, Array]:
+        """(B, 3, H, W) -> statistics (B, STATISTICS), and each channel's gain and offset (B, 3), for its light."""
+        xp = _library(images)
+        some = images[..., ::2, ::2].reshape(images.shape[0], -1)
+        clipped = xp.stack([_share(some >= 1 - _FLOOR), _share(some <= _FLOOR)], axis=1)
+        structure = self.structure(images)
+        gain, offset = self._alignment(_light(structure))
+        structure = structure * gain[..., None, None] + offset[..., None, None]
+        grey, colourfulness = structure.mean(axis=1), xp.amax(structure, axis=1) - xp.amin(structure, axis=1)
+        quantiles = _ranked(xp.stack([grey, colourfulness], axis=1), 0.1, 0.5, 0.9)
+        bottom, middle, top = quantiles[:, 0, 0], quantiles[:, 0, 1], quantiles[:, 0, 2]
+        skewness = xp.log(top - middle + _FLOOR) - xp.log(middle - bottom + _FLOOR)
+        light = [xp.log(clipped + 1e-3), skewness[:, None], quantiles[:, 1, 1:]]
+        grey = xp.einsum("bc,bchw->bhw", gain / 3, images)[:, None]
+        detail = [xp.log(_ranked(_detail_bands(level(grey)), 0.5)[..., 0] + _FLOOR) for level in self.details]
+        return xp.concatenate([*light, *detail], axis=1), gain, offset
 
-    def squared_distances(self, statistics: Tensor) -> Tensor:
+    def _alignment(self, light: Array) -> tuple[Array, Array]:
+        """Light (B, 3, 2) -> gain and offset (B, 3) that bring it to where the training images' lies: 1 and 0 if it is
+        there."""
+        xp = _library(light)
+        median, spread = light[..., 0], light[..., 1]
+        if not self.align_light:
+            return xp.ones_like(median), xp.zeros_like(median)
+        seen = _brightness_and_cast(light)
+        # Not to the training images' mean: light that good parts are seen in is no fault, and parts differ.
+        least, most = _like(light, self.least_light), _like(light, self.most_light)
+        change = xp.minimum(xp.maximum(seen, least), most) - seen
+        wanted = light + change[:, :1] + change[:, 1:]
+        gain = ((wanted[..., 1] + 1e-6) / (spread + 1e-6)).clip(1 / _GAIN, _GAIN)
+        return gain, wanted[..., 0] - gain * median
+
+    def _judge(self, statistics: Array) -> tuple[Array, Array]:
+        """Statistics (B, STATISTICS) -> conditions and whether they are unfamiliar, (B,) each."""
+        xp = _library(statistics)
+        squared = self.squared_distances(statistics)
+        nearest = xp.argmin(squared, axis=1)
+        doubt, limits = _like(statistics, self.doubt), _like(statistics, self.limits)
+        return xp.argmin(squared + doubt, axis=1), xp.amin(squared, axis=1) > limits[nearest]
+
+    def squared_distances(self, statistics: Array) -> Array:
         """(B, STATISTICS) -> (B, K) squared Mahalanobis distances to the conditions."""
-        apart = statistics[:, None] - self.means
-        return (apart @ self.precision * apart).sum(dim=-1)
+        apart = statistics[:, None] - _like(statistics, self.means)
+        return (apart @ _like(statistics, self.precision) * apart).sum(axis=-1)
 
     def in_plane(self, statistics: Tensor) -> tuple[Tensor, Tensor]:
         """Statistics (N, STATISTICS) and conditions as (N, 2) and (K, 2), where conditions lie farthest apart.
@@ -196,11 +208,7 @@ class ConditionStream(nn.Module):
 
     def measure_light(self, images: Tensor) -> Tensor:
         """(B, 3, H, W) images -> (B, 3, 2): median of each channel, and range from its 10 to its 90 % quantile."""
-        return _light(self._structure(images))
-
-    def _structure(self, images: Tensor) -> Tensor:
-        """(B, 3, H, W) -> (B, 3, h, w): the approximation band of the last level, as pixels in [0, 1]."""
-        return self.structure @ images @ self.structure.T
+        return _one_by_one(lambda each: (_light(self.structure(each)),), images.contiguous())[0]
 
     def fit_light(self, light: Tensor) -> None:
         """Align to the range of what ``measure_light`` gave for the training images, (N, 3, 2)."""
@@ -242,40 +250,104 @@ def _fit(statistics: Tensor) -> tuple[Tensor, Tensor]:
     return means, torch.linalg.inv(covariance + 1e-4 * torch.eye(len(covariance), dtype=covariance.dtype))
 
 
-def _light(structure: Tensor) -> Tensor:
+class _Separable(nn.Module):
+    """A matrix that acts on the columns of an image's planes, and on their rows: matrix @ plane @ matrix.T."""
+
+    def __init__(self, matrix: np.ndarray, planes: int):
+        super().__init__()
+        self.planes = planes
+        self.register_buffer("matrix", torch.from_numpy(matrix).float(), persistent=False)
+        # Few of a wavelet transform's entries are not zero. One product does for all planes, one below the other.
+        self.sparse = kron(eye_array(planes), csr_array(matrix), format="csr").astype(np.float32)
+
+    def forward(self, images: Array) -> Array:
+        """(B, planes, size, size) -> (B, planes, rows, rows); B is 1 in NumPy."""
+        if isinstance(images, Tensor):
+            return self.matrix @ images @ self.matrix.T
+        columns = (self.sparse @ images.reshape(-1, images.shape[-1])).reshape(self.planes, -1, images.shape[-1])
+        rows = self.sparse @ columns.mT.reshape(-1, columns.shape[1])
+        return rows.reshape(1, self.planes, -1, columns.shape[1]).mT
+
+
+def _analysis(wavelet: str, size: int) -> tuple[np.ndarray, list[np.ndarray]]:
+    """Matrices for a column of ``size`` pixels: to its approximation band of the last level, divided by the band's
+    gain; and to both bands, one below the other, of each level; of the finest, every other coefficient."""
+    low, details = np.eye(size), []
+    for level in range(LEVELS):
+        low, high = pywt.dwt(low, wavelet, mode="symmetric", axis=0)
+        step = 2 if level == 0 else 1
+        details.append(np.concatenate([low[::step], high[::step]]))
+    return low / 2 ** (LEVELS / 2), details
+
+
+def _detail_bands(bands: Array) -> Array:
+    """(B, 1, 2h, 2w), low bands before high ones both ways -> (B, 3, h, w) absolute cH, cV and cD."""
+    height, width = (size // 2 for size in bands.shape[2:])
+    bands = abs(bands[:, 0])
+    parts = [bands[:, height:, :width], bands[:, :height, width:], bands[:, height:, width:]]
+    return _library(bands).stack(parts, axis=1)
+
+
+def _light(structure: Array) -> Array:
     """(B, 3, h, w) -> (B, 3, 2)"""
-    bottom, median, top = _ranked(structure.flatten(2), 0.1, 0.5, 0.9).unbind(dim=2)
-    return torch.stack([median, top - bottom], dim=2)
+    quantiles = _ranked(structure, 0.1, 0.5, 0.9)
+    return _library(structure).stack([quantiles[..., 1], quantiles[..., 2] - quantiles[..., 0]], axis=2)
 
 
-def _brightness_and_cast(light: Tensor) -> Tensor:
+def _brightness_and_cast(light: Array) -> Array:
     """(B, 3, 2) of the channels -> (B, 4, 2): the channels' mean, and what each differs from it."""
-    brightness = light.mean(dim=1, keepdim=True)
-    return torch.cat([brightness, light - brightness], dim=1)
+    brightness = light.mean(axis=1)[:, None]
+    return _library(light).concatenate([brightness, light - brightness], axis=1)
 
 
-def _ranked(values: Tensor, *shares: float) -> Tensor:
-    """(B, C, n) -> (B, C, len(shares)): the value below which each share lies; of an even number the lower median."""
+def _ranked(planes: Array, *shares: float) -> Array:
+    """(B, C, h, w) -> (B, C, len(shares)): the value below which each share lies; the lower one of two medians."""
+    values = planes.reshape(*planes.shape[:2], -1)
     ranks = [int((values.shape[2] - 1) * share) for share in shares]
-    if _in_numpy(values):  # ten times as fast as torch's sort, median or kthvalue
-        order = np.sort(values.numpy()) if len(ranks) > 1 else np.partition(values.numpy(), ranks[0])
-        return torch.from_numpy(order[..., ranks])
+    if isinstance(values, np.ndarray):  # ten times as fast as torch's sort, median or kthvalue
+        return (np.sort(values) if len(ranks) > 1 else np.partition(values, ranks[0]))[..., ranks]
     if len(ranks) == 1:  # onnxruntime has this sooner than all in order
         return values.topk(values.shape[2] - ranks[0], dim=2, sorted=False).values.amin(dim=2, keepdim=True)
     return values.sort(dim=2).values[..., ranks]
 
 
-def _in_numpy(values: Tensor) -> bool:
-    """Whether the values can be looked at and worked on outside torch: on a CPU, while no graph is made."""
-    return values.device.type == "cpu" and not torch.compiler.is_exporting()
+def _with_light(images: Array, gain: Array, offset: Array) -> tuple[Array]:
+    """Images (B, 3, H, W) with gain and offset (B, 3) of each channel."""
+    aligned = images * gain[..., None, None]
+    aligned += offset[..., None, None]
+    return (aligned,)
 
 
-def _analysis(wavelet: str, size: int) -> tuple[Tensor, list[Tensor]]:
-    """Matrices for a column of ``size`` pixels, float32: to its approximation band of the last level, divided by the
-    band's gain; and to both bands, one below the other, of each level; of the finest, every other coefficient."""
-    low, details = np.eye(size), []
-    for level in range(LEVELS):
-        low, high = pywt.dwt(low, wavelet, mode="symmetric", axis=0)
-        step = 2 if level == 0 else 1
-        details.append(torch.from_numpy(np.concatenate([low[::step], high[::step]])).float())
-    return torch.from_numpy(low / 2 ** (LEVELS / 2)).float(), details
+def _share(where: Array) -> Array:
+    """(B, n) bool -> (B,) float32, the share that is true."""
+    if isinstance(where, np.ndarray):
+        return np.array([np.count_nonzero(each) for each in where], np.float32) / where.shape[1]
+    return where.float().mean(dim=1)
+
+
+def _one_by_one(function: Callable[..., tuple[Array, ...]], *batches: Tensor) -> tuple[Tensor, ...]:
+    """``function`` of batches (B, ...); on a CPU of one image after the other, as NumPy arrays.
+
+    Its many small steps take NumPy a third of torch's time, no other thread has to wake up for them, and one image's
+    intermediate results stay in the caches.
+    """
+    if not _in_numpy(batches[0]):
+        return function(*batches)
+    images = zip(*(batch.numpy()[:, None] for batch in batches), strict=True)
+    results = zip(*(function(*image) for image in images), strict=True)
+    return tuple(torch.from_numpy(parts[0] if len(parts) == 1 else np.concatenate(parts)) for parts in results)
+
+
+def _in_numpy(batch: Tensor) -> bool:
+    """Whether it can be worked on outside torch: on a CPU, while no graph is made."""
+    return batch.device.type == "cpu" and not torch.compiler.is_exporting()
+
+
+def _library(values: Array) -> ModuleType:
+    """What works on such values: functions that are called alike in both are taken from here."""
+    return np if isinstance(values, np.ndarray) else torch
+
+
+def _like(values: Array, known: Tensor) -> Array:
+    """``known`` as what ``values`` are."""
+    return known.numpy() if isinstance(values, np.ndarray) else known
