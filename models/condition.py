@@ -265,8 +265,8 @@ class _Separable(nn.Module):
         if isinstance(images, Tensor):
             return self.matrix @ images @ self.matrix.T
         columns = (self.sparse @ images.reshape(-1, images.shape[-1])).reshape(self.planes, -1, images.shape[-1])
-        rows = self.sparse @ columns.mT.reshape(-1, columns.shape[1])
-        return rows.reshape(1, self.planes, -1, columns.shape[1]).mT
+        rows = self.sparse @ columns.swapaxes(1, 2).reshape(-1, columns.shape[1])
+        return rows.reshape(1, self.planes, -1, columns.shape[1]).swapaxes(2, 3)
 
 
 def _analysis(wavelet: str, size: int) -> tuple[np.ndarray, list[np.ndarray]]:
