@@ -3,10 +3,10 @@
     python -m benchmarks.peers --data-path sample_data --category all
     python -m benchmarks.peers --data-path magnetic_tile_data --category magnetic_tile --center-crop false
 
-All of them have the same backbone and weights, are trained on the same first training images and judge the same test
-images. WEDGE-Net is what the settings describe, with 1 and 10 % of the patches, and once more with one memory bank;
-anomalib's models are as it has them, in torch, PatchCore with one neighbour and 10 %. Training counts from files to a
-model; FPS is of one image at a time, from a tensor to score and map.
+All of them have the same backbone and weights, are trained on the same images, no more than --images of them, and judge
+the same test images. WEDGE-Net is what the settings describe, with 1 and 10 % of the patches, and once more with one
+memory bank; anomalib's models are as it has them, in torch, PatchCore with one neighbour and 10 %. Training counts from
+files to a model; FPS is of one image at a time, from a tensor to score and map.
 
 Writes ``benchmarks/results/peers_<category or all>.csv`` and ``.png``: AUROC over speed.
 """
@@ -46,12 +46,12 @@ Judge = Callable[[Tensor], tuple[Tensor, Tensor]]  # images (B, 3, H, W) -> scor
 
 
 @contextlib.contextmanager
-def first_images(settings: Settings, category: str, images: int) -> Iterator[Settings]:
-    """Settings by which the category has no more than so many training images: links to them, in another folder."""
+def few_images(settings: Settings, category: str, images: int) -> Iterator[Settings]:
+    """Settings by which a category has no more than so many of its training images: links, in another folder."""
     with tempfile.TemporaryDirectory() as folder:
         root = Path(folder, "data", category)
         (root / "train" / "good").mkdir(parents=True)
-        for sample in train_samples(settings, category)[:images]:
+        for sample in evenly(train_samples(settings, category), images):
             (root / "train" / "good" / sample.path.name).symlink_to(sample.path.resolve())
         for part in ("test", "ground_truth"):
             if (source := settings.data_path / category / part).is_dir():
@@ -107,7 +107,7 @@ def measure(settings: Settings, category: str, images: int) -> list[Row]:
     backbone, weights = load(settings.backbone)
     rows: list[Row] = []
     judges: dict[str, Judge] = {}
-    with first_images(settings, category, images) as own:
+    with few_images(settings, category, images) as own:
         samples = test_samples(own, category)
         for name, judge, megabytes, seconds in (*our_judges(own, category), *their_judges(own, category, backbone)):
             found = [(*judge(batch.images.to(own.device)), batch.masks) for batch in with_progress(samples, own, name)]
@@ -147,7 +147,9 @@ def draw(path: Path, title: str, rows: Sequence[Row]) -> None:
 def main(argv: Sequence[str] | None = None) -> int:
     """Measure, print, save; the exit code."""
     parser = SettingsParser(config, __doc__)
-    parser.add_argument("--images", type=positive, default=128, help="training images at most; anomalib takes long")
+    parser.add_argument(
+        "--images", type=positive, default=64, help="training images, at even distances; anomalib takes long"
+    )
     settings, options = parser.read(argv)
     # With anomalib in the process a worker that ends has killed it (SIGSEGV) now and then, on a Xeon; why is unknown.
     settings = dataclasses.replace(settings, num_workers=0)
