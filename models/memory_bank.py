@@ -23,7 +23,7 @@ from torch.nn.functional import pad
 from models.errors import InputError
 
 _BLOCK = 1024  # queries searched together
-_TILE = {"plain": 1 << 20, "pruned": 1 << 23, "gpu": 1 << 22}  # elements of the product held at once: at most 32 MB
+_TILE = {"plain": 1 << 20, "pruned": 6 << 20, "gpu": 1 << 22}  # elements of the product held at once: at most 25 MB
 _ROWS = 4096  # bank vectors worked on at once when a bank is made
 _FETCH = 1 << 19  # elements of bank vectors fetched at once: 2 MB
 _GROUP = 16  # bank vectors that are looked at one by one only if the least of their bounds calls for it
