@@ -305,7 +305,7 @@ def test_cuda_where_there_is_none(flags, capsys):
 
 
 def test_real_images(magnetic_tile, tmp_path):
-    """magnetic_tile, every tenth training image: 0.83 was measured; all 761 images give 0.97."""
+    """magnetic_tile, every tenth training image: 0.84 was measured; all 761 images give 0.97."""
     root = tmp_path / "real"
     for source in sorted(magnetic_tile.rglob("*")):
         if source.is_file() and (source.parts[-3] != "train" or int(source.stem) % 10 == 0):
@@ -313,16 +313,8 @@ def test_real_images(magnetic_tile, tmp_path):
             target.parent.mkdir(parents=True, exist_ok=True)
             target.symlink_to(source)
     real = ["--data-path", str(root), "--category", "magnetic_tile", "--backbone", "efficientnet_lite0"]
-    real += [
-        "--save-dir",
-        str(tmp_path / "out"),
-        "--center-crop",
-        "false",
-        "--sampling-ratio",
-        "0.1",
-        "--device",
-        "cpu",
-    ]
+    real += ["--save-dir", str(tmp_path / "out"), "--center-crop", "false", "--device", "cpu"]
+    real += ["--sampling-ratio", "0.01", "--conditions", "clean,noise20,blur1"]  # of all ten it takes twice as long
     assert train.main(real) == 0
     assert evaluation.main(real) == 0
     row = rows(tmp_path)[0]
