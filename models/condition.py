@@ -156,7 +156,7 @@ class ConditionStream(nn.Module):
         clipped = xp.stack([_share(some >= 1 - _FLOOR), _share(some <= _FLOOR)], axis=1)
         structure = self.structure(images)
         gain, offset = self._alignment(_light(structure))
-        structure = structure * gain[..., None, None] + offset[..., None, None]
+        structure = _with_light(structure, gain, offset)[0]
         grey, colourfulness = structure.mean(axis=1), xp.amax(structure, axis=1) - xp.amin(structure, axis=1)
         quantiles = _ranked(xp.stack([grey, colourfulness], axis=1), 0.1, 0.5, 0.9)
         bottom, middle, top = quantiles[:, 0, 0], quantiles[:, 0, 1], quantiles[:, 0, 2]
@@ -312,7 +312,7 @@ def _ranked(planes: Array, *shares: float) -> Array:
 
 
 def _with_light(images: Array, gain: Array, offset: Array) -> tuple[Array]:
-    """Images (B, 3, H, W) with gain and offset (B, 3) of each channel."""
+    """Images (B, 3, H, W), or their structure, with gain and offset (B, 3) of each channel."""
     aligned = images * gain[..., None, None]
     aligned += offset[..., None, None]
     return (aligned,)
