@@ -69,7 +69,8 @@ DATA = $(or $(PHOTOS),--data-path sample_data --category tile)
 # Of the sample's patches anomalib's coreset makes arrays of just under 32 MB, and glibc scatters its heap with them until
 # the memory is full, now and then. Kept apart from the heap, in huge pages, they take it up to three times as long.
 APART := GLIBC_TUNABLES=glibc.malloc.hugetlb=1:glibc.malloc.mmap_threshold=16777216
-bench: .venv-bench/installed sample_data
+bench: .venv-bench/installed
+	@[ -d sample_data ] || $(BENCH) prepare_data.py sample sample_data
 	@failed=; \
 	$(if $(PHOTOS),,export $(APART);) \
 	run() { echo "--- benchmarks.$$*"; $(BENCH) -m benchmarks."$$@" || { [ $$? -ne 130 ] || exit 130; failed="$$failed $$1"; }; }; \
@@ -79,7 +80,7 @@ bench: .venv-bench/installed sample_data
 	run scaling $(DATA); \
 	run patchcore_parity; \
 	$(if $(PHOTOS),run peers $(PHOTOS) --backbone efficientnet_lite0;) \
-	export $(APART); run peers --data-path sample_data --category all --backbone efficientnet_lite0; \
+	export $(APART); run peers --data-path sample_data --category screw,tile --backbone efficientnet_lite0; \
 	[ -z "$$failed" ] || { echo "not everything went well:$$failed" >&2; exit 1; }
 
 # One thread a process and as many processes as cores: threads of several processes would wait for each other.

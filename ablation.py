@@ -15,6 +15,8 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
+import models.threads  # noqa: F401 - before torch
+
 import numpy as np
 import torch
 

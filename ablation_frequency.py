@@ -19,6 +19,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import models.threads  # noqa: F401 - before torch
+
 import numpy as np
 import pywt
 import torch

@@ -22,6 +22,8 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
+import models.threads  # noqa: F401 - before torch
+
 import numpy as np
 import torch
 from torch import Tensor

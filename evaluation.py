@@ -14,6 +14,8 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
 
+import models.threads  # noqa: F401 - before torch
+
 import torch
 
 import config

@@ -19,6 +19,8 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+import models.threads  # noqa: F401 - before torch
+
 import numpy as np
 import onnx
 import onnxruntime

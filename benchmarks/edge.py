@@ -48,7 +48,7 @@ if path.endswith(".onnx"):
     from utils.edge_model import OnnxModel
     model = OnnxModel(Path(path), int(threads))
 else:
-    import torch, config
+    import models.threads, torch, config
     from pathlib import Path
     from utils.torch_model import TorchModel
     torch.set_num_threads(int(threads))

@@ -59,6 +59,7 @@ IMAGE_SIZE = 224
 TOLERANCE = 1e-4  # relative to the largest feature
 SCORE_TOLERANCE = 1e-3  # relative
 RATIOS = (0.01, 0.1)
+TRAINING_IMAGES = 64  # that features are read of, to measure how fast
 ONE_BANK, STREAMED = "WEDGE-Net, one bank", "WEDGE-Net, frequency stream"
 BOUND, ANOMALIB, OPENVINO = "backbone alone", "anomalib PatchCore", "anomalib PatchCore, OpenVINO"
 
@@ -206,13 +207,13 @@ class PlainTorch:
         return self.backbone(images)
 
 
-def training_speed(settings: Settings, name: str, images: int) -> None:
+def training_speed(settings: Settings, name: str) -> None:
     """Print images a second from files to features: ours, and plain torch behind the same loader."""
     backbone, _ = load(name)
     net = WedgeNet(backbone, use_semantic=settings.use_semantic, device=settings.device, engine=settings.engine)
     plain = copy.copy(net)
     plain.backbone = PlainTorch(backbone.to(settings.device))
-    samples = train_samples(settings, find_categories(settings)[0])[:images]
+    samples = train_samples(settings, find_categories(settings)[0])[:TRAINING_IMAGES]
     seconds: dict[str, list[float]] = {"ours": [], "plain": []}
     for _ in range(3):
         for way, each in (("ours", net), ("plain", plain)):
@@ -231,7 +232,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Measure, print, save; the exit code."""
     parser = SettingsParser(config, __doc__)
     parser.add_argument("--images", type=positive, default=150, help="training images to take patches from")
-    parser.add_argument("--repeats", type=positive, default=40, help="rounds of measurement of a whole image")
+    parser.add_argument("--repeats", type=positive, default=20, help="rounds of measurement of a whole image")
     settings, options = parser.read(argv)
     print(describe_machine(settings.device))
     print(describe_versions("torch", "torchvision", "onnxruntime", "anomalib", "openvino"))
@@ -252,7 +253,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     rows, bars = [], {}
     print()
     for name in BACKBONES:
-        training_speed(settings, name, options.images)
+        training_speed(settings, name)
     # With the peers in the process a worker that ends has killed it (SIGSEGV) now and then, on a Xeon; why is unknown.
     alone = dataclasses.replace(settings, num_workers=0)
     for name in BACKBONES:

@@ -148,7 +148,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Measure, print, save; the exit code."""
     parser = SettingsParser(config, __doc__)
     parser.add_argument(
-        "--images", type=positive, default=64, help="training images, at even distances; anomalib takes long"
+        "--images", type=positive, default=40, help="training images, at even distances; anomalib takes long"
     )
     settings, options = parser.read(argv)
     # With anomalib in the process a worker that ends has killed it (SIGSEGV) now and then, on a Xeon; why is unknown.

@@ -16,6 +16,7 @@ import math
 import warnings
 from collections.abc import Iterator
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn.functional import pad
@@ -23,11 +24,12 @@ from torch.nn.functional import pad
 from models.errors import InputError
 
 _BLOCK = 1024  # queries searched together
-_TILE = {"plain": 1 << 20, "pruned": 6 << 20, "gpu": 1 << 22}  # elements of the product held at once: at most 25 MB
+_TILE = {"cpu": 1 << 20, "gpu": 1 << 22}  # elements of the product held at once: 4 MB, and 16
+_LEAST = 1 << 22  # least bounds held at once: 16 MB
 _ROWS = 4096  # bank vectors worked on at once when a bank is made
 _FETCH = 1 << 19  # elements of bank vectors fetched at once: 2 MB
 _GROUP = 16  # bank vectors that are looked at one by one only if the least of their bounds calls for it
-_PAIRS = 1 << 14  # groups looked at at once
+_PAIRS = 1 << 11  # groups looked at at once
 _TABLE = 1 << 22  # elements of a small bank that are kept as the product takes them: 16 MB
 _LOSSES = 3  # blocks of queries that pruning may cost time before it is given up
 _TOLERANCE = 1e-4  # relative error of a distance that is accepted
@@ -60,6 +62,7 @@ class MemoryBank:
             raise InputError("the memory bank holds NaN, infinite or huge values: build it again from finite features")
         self._rounding = self._measure_rounding()
         self._basis, self._keys, self._table, self._losses = None, None, None, 0
+        self._tile = _TILE["cpu" if self.vectors.device.type == "cpu" else "gpu"]
         if self.vectors.device.type == "cpu":  # a GPU is done with the plain product sooner
             self._prepare_pruning()
         if self._keys is None:
@@ -164,46 +167,84 @@ class MemoryBank:
         keys = self._with_rest(centred @ self._basis, norms)
         everyone = torch.arange(len(queries))
         best = torch.full_like(norms, torch.inf)
-        rows = max(1, self._tile // len(queries) // _GROUP) * _GROUP
-        out = _tile(keys, min(rows, len(self._keys)), len(queries))
-        for start in range(0, len(self._keys), rows):
-            part = slice(start, start + rows)
-            # Bounds of squared distances, less |q|^2, (rows, Q); then the least of each group of bank vectors.
-            bank = self._keys[part]
-            bounds = torch.addmm(self._norms[part, None], bank, keys.T, alpha=-2, out=out[: len(bank)])
-            groups = bounds.unflatten(0, (-1, _GROUP))
-            least = groups.amin(dim=1)
+
+        def compare(group: Tensor, query: Tensor, bounds: Tensor) -> None:
+            pair, member = (bounds <= limit[query, None]).nonzero(as_tuple=True)
+            group, query = group[pair], query[pair]
+            best.scatter_reduce_(0, query, self._distances(queries, query, group * _GROUP + member), "amin")
+
+        for start, least, tile in self._least_bounds(keys):
             # The vector with the least bound is most often the nearest one: after it, few others are in question.
-            group = least.argmin(dim=0)
-            member = groups[group, :, everyone].argmin(dim=1)
-            best = torch.minimum(best, self._distances(queries, everyone, start + group * _GROUP + member))
-            groups[group, member, everyone] = torch.inf
+            group = least.min(dim=0).indices  # twice as fast as argmin
+            least[group, everyone] = torch.inf
+            group += start
+            bounds = self._bounds(keys, group, everyone, tile)
+            member = bounds.argmin(dim=1)
+            bounds[everyone, member] = torch.inf
+            best = torch.minimum(best, self._distances(queries, None, group * _GROUP + member))
             squared = best.square()
             limit = squared - norms + self._slack(norms, squared)
-            found = least <= limit
-            many = int(found.count_nonzero())  # before they are listed, which takes 16 bytes for each
-            if many * _comparison_cost(self.dim) > bounds.numel() * (self.dim - keys.shape[1]):
+            compare(group, everyone, bounds)
+            found = (least <= limit).numpy().ravel()  # NumPy looks through it ten times as fast
+            many = np.count_nonzero(found)  # before they are listed, which takes 16 bytes for each
+            if many * _comparison_cost(self.dim) > least.numel() * _GROUP * (self.dim - keys.shape[1]):
                 self._count_loss()
                 return None
-            for group, query in (pairs.unbind(dim=1) for pairs in found.nonzero().split(_PAIRS)):
-                pair, member = (groups[group, :, query] <= limit[query, None]).nonzero(as_tuple=True)
-                group, query = group[pair], query[pair]
-                exact = self._distances(queries, query, start + group * _GROUP + member)
-                best.scatter_reduce_(0, query, exact, "amin")
+            for pairs in torch.from_numpy(np.flatnonzero(found)).split(_PAIRS):
+                group, query = start + pairs // len(queries), pairs % len(queries)
+                compare(group, query, self._bounds(keys, group, query, tile))
         return best
 
-    def _distances(self, queries: Tensor, query: Tensor, vector: Tensor) -> Tensor:
-        """Distances (P,) between ``queries[query]`` and ``vectors[vector]``."""
-        pairs = max(1, min(_FETCH // self.dim, len(query)))
-        distances = queries.new_empty(len(query))
+    def _least_bounds(self, keys: Tensor) -> Iterator[tuple[int, Tensor, Tensor | None]]:
+        """Keys (Q, p + 1) of queries -> the number of a group of bank vectors and, from it on, the least bound in each
+        group, (groups, Q): of squared distances, less those of the queries. If the bank is small, all bounds too."""
+        count, queries = len(self._keys), len(keys)
+        rows, most = (max(1, size // queries // _GROUP) * _GROUP for size in (self._tile, _GROUP * _LEAST))
+        tile = _tile(keys, min(rows, count), queries)
+        for first in range(0, count, most):
+            last = min(first + most, count)
+            least = keys.new_empty((last - first) // _GROUP, queries)
+            for start in range(first, last, rows):
+                part = slice(start, min(start + rows, last))
+                bank = self._keys[part]
+                bounds = torch.addmm(self._norms[part, None], bank, keys.T, alpha=-2, out=tile[: len(bank)])
+                # While they are still in the cache.
+                groups = slice((start - first) // _GROUP, (part.stop - first) // _GROUP)
+                torch.amin(bounds.unflatten(0, (-1, _GROUP)), dim=1, out=least[groups])
+            yield first // _GROUP, least, tile if rows >= count else None
+
+    def _bounds(self, keys: Tensor, group: Tensor, query: Tensor, tile: Tensor | None) -> Tensor:
+        """Of pairs (P,) of a group and a query: the bounds (P, _GROUP) for the vectors of the group, from the ``tile``
+        of all bounds or computed anew, which is faster than to keep more of them than fit the cache."""
+        if tile is not None:
+            return tile.unflatten(0, (-1, _GROUP))[group, :, query]
+        width = _GROUP * keys.shape[1]
+        pairs = max(1, min(_FETCH // width, len(group)))
+        bounds = self._norms.view(-1, _GROUP).index_select(0, group)
+        bank = keys.new_empty(pairs, width)
+        for start in range(0, len(group), pairs):
+            part = slice(start, start + pairs)
+            size = len(group[part])
+            torch.index_select(self._keys.view(-1, width), 0, group[part], out=bank[:size])
+            products = torch.bmm(keys[query[part], None], bank[:size].view(size, _GROUP, -1).transpose(1, 2))
+            bounds[part].sub_(products[:, 0], alpha=2)
+        return bounds
+
+    def _distances(self, queries: Tensor, query: Tensor | None, vector: Tensor) -> Tensor:
+        """Distances (P,) between ``queries[query]``, or all queries where it is None, and ``vectors[vector]``."""
+        pairs = max(1, min(_FETCH // self.dim, len(vector)))
+        distances = queries.new_empty(len(vector))
         left = queries.new_empty(pairs, self.dim)  # allocated once: small blocks that come and go scatter the memory
         right = self.vectors.new_empty(pairs, self.dim)
-        for start in range(0, len(query), pairs):
+        for start in range(0, len(vector), pairs):
             part = slice(start, start + pairs)
-            size = len(query[part])
-            torch.index_select(queries, 0, query[part], out=left[:size])
+            size = len(vector[part])
             torch.index_select(self.vectors, 0, vector[part], out=right[:size])
-            torch.linalg.vector_norm(left[:size].sub_(right[:size]), dim=1, out=distances[part])
+            if query is None:
+                torch.sub(queries[part], right[:size], out=left[:size])
+            else:
+                torch.index_select(queries, 0, query[part], out=left[:size]).sub_(right[:size])
+            torch.linalg.vector_norm(left[:size], dim=1, out=distances[part])
         return distances
 
     def _centred(self, vectors: Tensor) -> Tensor:
@@ -258,7 +299,7 @@ class MemoryBank:
 
         # How many bounds will be below a query's distance? Some vectors of the bank are asked, as if they came from
         # another image: a bank is sorted by image, so the vectors beside them are left out, of the same image mostly.
-        probes = torch.linspace(0, count - 1, min(64, count, 1 + _TILE["pruned"] // count)).long()
+        probes = torch.linspace(0, count - 1, min(64, count, 1 + _LEAST // count)).long()
         queries = self._centred(self.vectors[probes])
         products = torch.cat([self._centred(part) @ queries.T for part in self.vectors.split(_ROWS)])
         beside = (torch.arange(count)[:, None] - probes).abs() <= count // 64
@@ -270,8 +311,8 @@ class MemoryBank:
             bounds = torch.addmm(self._norms[:, None], keys, keys[probes].T, alpha=-2)
             others = ((bounds <= least) & ~beside).sum().item() / len(probes) - 1
             # In multiply-adds of the product, as measured: beside the comparisons, the rest takes as long as two more
-            # of them and four more coordinates.
-            cost = (count + dim) * (p + 4) + (others + 2) * _comparison_cost(dim)
+            # of them and six more coordinates.
+            cost = (count + dim) * (p + 6) + (others + 2) * _comparison_cost(dim)
             if cost < least_cost:
                 chosen, least_cost = p, cost
         if chosen:
@@ -279,11 +320,9 @@ class MemoryBank:
             self._basis = basis[:, :chosen].contiguous()
             self._keys = pad(self._with_rest(heads[:, :chosen], self._norms), (0, 0, 0, missing))
             self._norms = pad(self._norms, (0, missing), value=torch.inf)
-            self._tile = _TILE["pruned"]
 
     def _prepare_product(self) -> None:
         """Search by plain products."""
-        self._tile = _TILE["plain" if self.vectors.device.type == "cpu" else "gpu"]
         if self.vectors.numel() <= _TABLE:
             self._table = self._centred(self.vectors)
 
@@ -297,8 +336,8 @@ class MemoryBank:
 
 
 def _comparison_cost(dim: int) -> int:
-    """Of one vector fetched and compared in full, in multiply-adds of a matrix product, as measured."""
-    return 32 * dim + 10_000
+    """Of one group's bounds and one vector compared in full, in multiply-adds of a matrix product, as measured."""
+    return 32 * dim + 20_000
 
 
 def _squared_norms(vectors: Tensor) -> Tensor:

@@ -68,7 +68,8 @@ def test_both_ways_to_search_are_tested():
 def test_small_tiles_and_blocks_change_nothing(data, monkeypatch):
     vectors, queries = DATA[data](1003, 128, 1), DATA[data](301, 128, 2)
     expected = MemoryBank(vectors).nearest(queries)
-    monkeypatch.setattr(memory_bank, "_TILE", {"plain": 3000, "pruned": 3000, "gpu": 3000})
+    monkeypatch.setattr(memory_bank, "_TILE", {"cpu": 3000, "gpu": 3000})
+    monkeypatch.setattr(memory_bank, "_LEAST", 700)
     monkeypatch.setattr(memory_bank, "_BLOCK", 64)
     monkeypatch.setattr(memory_bank, "_PAIRS", 7)
     monkeypatch.setattr(memory_bank, "_FETCH", 500)
@@ -237,7 +238,7 @@ def test_pruning_compares_few_vectors_in_full(monkeypatch):
     vectors, queries = low_rank(5000, 256, 1), low_rank(784, 256, 2)
     bank, compared = MemoryBank(vectors), []
     distances = bank._distances
-    monkeypatch.setattr(bank, "_distances", lambda *pairs: compared.append(len(pairs[1])) or distances(*pairs))
+    monkeypatch.setattr(bank, "_distances", lambda *pairs: compared.append(len(pairs[2])) or distances(*pairs))
     bank.nearest(queries)
     assert sum(compared) < 0.02 * len(vectors) * len(queries)
 
@@ -293,7 +294,7 @@ def short_of_memory(monkeypatch):
 
 def test_a_full_gpu_is_searched_in_smaller_parts_and_says_so_once(short_of_memory):
     queries = torch.randn(2500, 64)
-    short_of_memory.fits = memory_bank._TILE["plain"] // 4
+    short_of_memory.fits = memory_bank._TILE["cpu"] // 4
     with pytest.warns(UserWarning, match="smaller parts") as caught:
         found = short_of_memory.nearest(queries)
     assert len(caught) == 1

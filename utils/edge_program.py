@@ -11,6 +11,7 @@ MODULES = (
     "models/__init__.py",
     "models/conformal.py",
     "models/errors.py",
+    "models/threads.py",
     "utils/__init__.py",
     "utils/atomic.py",
     "utils/console.py",

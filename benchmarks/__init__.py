@@ -1,0 +1,1 @@
+import models.threads  # noqa: F401 - before any module imports torch
