@@ -48,7 +48,8 @@ def draw_category(settings: Settings, category: str, net: WedgeNet, limit: int |
     chosen = evenly(defective, limit or len(defective))
     detectors = [load_detector(settings, category, ratio, net)[0] for ratio in settings.sampling_ratio]
     scored = score_samples(detectors, samples, settings, category)
-    thresholds = [training_threshold(detector.calibration_scores.numpy()) for detector in detectors]
+    rate = settings.false_alarm_rate
+    thresholds = [training_threshold(detector.calibration_scores.numpy(), rate) for detector in detectors]
     scales = [colour_scale(result.maps, threshold) for result, threshold in zip(scored, thresholds, strict=True)]
     folders = [settings.save_dir / ratio_name(ratio) / "results" / category for ratio in settings.sampling_ratio]
 

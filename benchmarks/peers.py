@@ -8,7 +8,7 @@ the same test images. WEDGE-Net is what the settings describe, with 1 and 10 % o
 memory bank; anomalib's models are as it has them, in torch, PatchCore with one neighbour and 10 %. Training counts from
 files to a model; FPS is of one image at a time, from a tensor to score and map.
 
-Writes ``benchmarks/results/peers_<category or all>.csv`` and ``.png``: AUROC over speed.
+Writes ``benchmarks/results/peers_<categories>.csv`` and ``.png``: AUROC over speed.
 """
 
 import contextlib
@@ -161,9 +161,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     if rows:
         means = category_means(rows, ("detector",), FIGURES) if len(categories) > 1 else []
         print_table(rows + means)
-        path = RESULTS / f"peers_{categories[0] if len(categories) == 1 else 'all'}.csv"
+        path = RESULTS / f"peers_{'_'.join(categories)}.csv"
         write_csv(path, rows + means)
-        draw(path.with_suffix(".png"), f"{path.stem.removeprefix('peers_')}, {settings.backbone}", means or rows)
+        what = ", ".join(categories) if len(categories) < 5 else f"{len(categories)} categories"
+        draw(path.with_suffix(".png"), f"{what}, {settings.backbone}", means or rows)
         print(f"written: {path} and {path.with_suffix('.png')}")
     return code
 

@@ -15,6 +15,7 @@ import train_patchcore
 import utils.panels
 import visualize_color_robustness
 import visualize_noise_robustness
+from models.conformal import conformal_threshold
 from utils.checkpoint import build_net, load_detector
 from utils.corruptions import color_jitter, gaussian_noise
 from utils.dataset import batches, test_samples
@@ -73,6 +74,7 @@ def test_each_ratio_gets_its_pictures(flags, tmp_path, capsys):
 
 
 def test_six_columns_hold_what_they_say(trained, figures):
+    trained = [*trained, "--false-alarm-rate", "0.5"]
     assert figure3.main(trained) == 0
     settings = settings_of(trained)
     detector, checkpoint = load_detector(settings, "tile", 0.1, build_net(settings))
@@ -95,7 +97,8 @@ def test_six_columns_hold_what_they_say(trained, figures):
     np.testing.assert_allclose(shown(axes[2]), scaled(detail), atol=1e-4)
     np.testing.assert_allclose(shown(axes[3]), scaled(layer2.abs().mean(0).numpy()), atol=1e-4)
     np.testing.assert_allclose(shown(axes[4]), every[4].numpy(), rtol=1e-4)
-    score, threshold = every[4].max().item(), checkpoint.calibration_scores.max().item()
+    score, threshold = every[4].max().item(), conformal_threshold(checkpoint.calibration_scores.numpy(), 0.5)
+    assert threshold < checkpoint.calibration_scores.max()
     title = figures["spot_000.png"].get_suptitle()
     assert title.startswith("tile/spot/000.png") and title.endswith(f"score {score:.4g} > {threshold:.4g}: defective")
 

@@ -9,7 +9,7 @@ from sklearn.metrics import auc, precision_recall_curve, roc_auc_score
 from models.conformal import conformal_threshold
 
 AUPRO_LIMIT = 0.3  # false-positive rate up to which AUPRO integrates
-FALSE_ALARMS = 0.05  # share of good parts that a threshold set in training may call defective
+FALSE_ALARMS = 0.05  # nominal rate of the robustness tables: one of 0.01 would show in few test sets
 
 
 @dataclass(frozen=True)
@@ -80,7 +80,7 @@ def evaluate(labels: np.ndarray, scores: np.ndarray, masks: np.ndarray | None, m
     return Metrics(auroc(labels, scores), pixel, overlap, best, threshold)
 
 
-def training_threshold(calibration: np.ndarray, rate: float = FALSE_ALARMS) -> float | None:
+def training_threshold(calibration: np.ndarray, rate: float) -> float | None:
     """The score above which a part is called defective at a nominal false-alarm rate.
 
     ``calibration`` (n,) are scores of good parts that the bank has not seen; None if there are none.

@@ -139,7 +139,7 @@ def show_robustness(settings: Settings, corruption: Corruption, png: str) -> int
             raise InputError(f"{category} has no good test image (test/good) to draw")
         batch = next(batches(good[:1], settings))
         images = torch.cat([corruption.hook(settings, level, settings.seed)(batch) for level in corruption.shown])
-        reference = None if baseline is None else _maps(baseline, images)
+        reference = None if baseline is None else _maps(settings, baseline, images)
         for ratio, detector in zip(settings.sampling_ratio, ours, strict=True):
             name = category if len(ours) == 1 else f"{category}_{ratio_name(ratio)}"
             path = settings.save_dir / png.format(name)
@@ -150,7 +150,7 @@ def show_robustness(settings: Settings, corruption: Corruption, png: str) -> int
                 images.permute(0, 2, 3, 1).numpy(),
                 {
                     _baseline_name(settings, category): reference,
-                    f"WEDGE-Net ({ratio * 100:g} %)": _maps(detector, images),
+                    f"WEDGE-Net ({ratio * 100:g} %)": _maps(settings, detector, images),
                 },
             )
             print(f"[{category}] written: {path}")
@@ -200,7 +200,7 @@ def measure(
     figures = np.full((len(detectors), len(corruption.levels), seeds, len(FIGURES)), np.nan)
     if None in detectors:
         return figures
-    thresholds = [training_threshold(detector.calibration_scores.numpy()) for detector in detectors]
+    thresholds = [training_threshold(detector.calibration_scores.numpy(), FALSE_ALARMS) for detector in detectors]
     for place, level in enumerate(corruption.levels):
         for draw in range(seeds if level else 1):
             hook = corruption.hook(settings, level, settings.seed + draw)
@@ -254,7 +254,7 @@ def _baseline_name(settings: Settings, category: str) -> str:
     return "PatchCore" if found is None else f"PatchCore ({found[1] * 100:g} %)"
 
 
-def _maps(detector: Detector, images: Tensor) -> Maps:
+def _maps(settings: Settings, detector: Detector, images: Tensor) -> Maps:
     prediction = detector.predict(images)
-    threshold = training_threshold(detector.calibration_scores.numpy())
+    threshold = training_threshold(detector.calibration_scores.numpy(), settings.false_alarm_rate)
     return Maps(prediction.maps.cpu().numpy(), prediction.scores.tolist(), threshold)
