@@ -41,6 +41,7 @@ ROWS, CENTRES = 512, 2048  # sides of the largest product of sketches: 4 MB, whi
 FETCH = 2**17  # numbers of features at work at a time: 1 MB in float64
 ON_GPU = 4, 64  # as many times larger are the product's sides and the fetch there
 REACH = 16  # how many others a measured row can come nearer to, roughly
+ROUND = 64  # rows looked through in the time of one distance: where there are many, a round may well measure more
 UNIT = 2.0**-24  # float32 rounds to within this, relatively
 
 
@@ -143,10 +144,10 @@ def greedy_coreset(features: Tensor | np.ndarray, size: int, seed: int = 0, *, p
                 bar.update(len(centres) - bar.n)
             # As many rows are measured at once as leave each within reach of few others, since the distances between
             # those are all computed; and as many are brought forward as leave about that number undecided.
-            reach = np.isfinite(between).sum() / max(1, len(rows))
-            if reach < REACH and 8 * len(rows) > candidates:
+            reached, allowed = np.isfinite(between).sum(), max(REACH * len(rows), n // ROUND)
+            if reached < allowed and 8 * len(rows) > candidates:
                 candidates = min(2 * candidates, CANDIDATES[1])
-            elif reach > 2 * REACH:
+            elif reached > 2 * allowed:
                 candidates = max(candidates // 2, CANDIDATES[0])
             if undecided > candidates:
                 width = max(width // 2, candidates)
