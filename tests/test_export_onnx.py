@@ -101,10 +101,8 @@ def test_a_bank_is_converted_where_that_is_asked_for(line, tmp_path, capsys):
         {"frequency-stream": "gate"},
         {"frequency-stream": "condition", "conditions": "clean,blur1", "light-alignment": "False"},
         {"frequency-stream": "condition", "metric": "euclidean", "wavelet-type": "db2"},
-        {"frequency-stream": "condition", "conditions": "clean,noise20,blur1", "clean-share": "0.6"},
-        {"wavelet-type": "bior2.2", "image-size": "72", "center-crop": "False"},
-        {"metric": "euclidean", "bank-dtype": "float32"},
-        {"metric": "whitened", "embedding-dim": "70", "bank-dtype": "float16"},
+        {"conditions": "clean,noise20,blur1", "clean-share": "0.6", "embedding-dim": "70", "bank-dtype": "float16"},
+        {"wavelet-type": "bior2.2", "image-size": "72", "center-crop": "False", "bank-dtype": "float32"},
     ],
 )
 def test_every_setting_of_the_embedding_is_exported(line, tmp_path, changes):

@@ -241,7 +241,14 @@ def test_ctrl_c_ends_the_program_cleanly(line, tmp_path):
     import signal
 
     command = [sys.executable, "predict.py", line.model, "--watch", tmp_path, "--csv", tmp_path / "v.csv"]
-    process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    process = subprocess.Popen(
+        command,
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a shell's background jobs ignore it
+    )
     (tmp_path / "part.png").write_bytes((line.images / "good/000.png").read_bytes())
     assert process.stdout.readline().startswith(str(tmp_path / "part.png"))
     process.send_signal(signal.SIGINT)

@@ -196,22 +196,34 @@ def test_a_damaged_bank_is_one_line(flags, tmp_path, capsys, damage, reason, scr
     assert path.read_bytes() == before
 
 
-@pytest.mark.parametrize("script", ["train.py", "evaluation.py"])
-def test_bad_use_is_one_line_and_exit_code_2(script, flags, tmp_path):
-    file = tmp_path / "file"
-    file.touch()
-    for more, reason in {
-        ("--data-path", "nowhere"): "prepare_data.py",
-        ("--category", "nut"): "there are: bolt, tile",
-        ("--save-dir", str(file / "out")): "cannot be written",
-        ("--no-such", "1"): "--no-such",
-        ("--sampling-ratio", "0"): "SAMPLING_RATIO",
-    }.items():
-        result = run(script, [*flags, *more])
-        assert result.returncode == 2, result.stderr
-        assert reason in result.stderr
-        assert len(result.stderr.strip().splitlines()) == 1
-        assert "Traceback" not in result.stderr
+@pytest.mark.parametrize("script", [train, evaluation])
+@pytest.mark.parametrize(
+    ("more", "reason"),
+    [
+        (("--data-path", "nowhere"), "prepare_data.py"),
+        (("--category", "nut"), "there are: bolt, tile"),
+        (("--save-dir", "{file}/out"), "cannot be written"),
+        (("--sampling-ratio", "0"), "SAMPLING_RATIO"),
+    ],
+)
+def test_bad_use_is_one_line_and_exit_code_2(script, more, reason, flags, tmp_path, capsys):
+    (tmp_path / "file").touch()
+    assert script.main([*flags, more[0], more[1].format(file=tmp_path / "file")]) == 2
+    error = capsys.readouterr().err
+    assert reason in error
+    assert len(error.strip().splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    ("script", "more", "reason"),
+    [("train.py", "--no-such", "--no-such"), ("evaluation.py", "--data-path", "prepare_data.py")],
+)
+def test_so_it_is_for_the_program(script, more, reason, flags):
+    result = run(script, [*flags, more, "nowhere"])
+    assert result.returncode == 2, result.stderr
+    assert reason in result.stderr
+    assert len(result.stderr.strip().splitlines()) == 1
+    assert "Traceback" not in result.stderr
 
 
 def test_one_broken_category_does_not_cost_the_others(flags, data, tmp_path, capsys):
