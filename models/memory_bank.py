@@ -199,7 +199,8 @@ class MemoryBank:
         """Keys (Q, p + 1) of queries -> the number of a group of bank vectors and, from it on, the least bound in each
         group, (groups, Q): of squared distances, less those of the queries. If the bank is small, all bounds too."""
         count, queries = len(self._keys), len(keys)
-        rows, most = (max(1, size // queries // _GROUP) * _GROUP for size in (self._tile, _GROUP * _LEAST))
+        most = max(1, _LEAST // queries) * _GROUP
+        rows = min(most, max(1, self._tile // queries // _GROUP) * _GROUP)
         tile = _tile(keys, min(rows, count), queries)
         for first in range(0, count, most):
             last = min(first + most, count)

@@ -64,11 +64,12 @@ def test_both_ways_to_search_are_tested():
     assert MemoryBank(torch.randn(3000, 256))._keys is None
 
 
+@pytest.mark.parametrize("tile", [3000, 1 << 20])
 @pytest.mark.parametrize("data", ["normal", "low rank"])
-def test_small_tiles_and_blocks_change_nothing(data, monkeypatch):
+def test_small_tiles_and_blocks_change_nothing(data, tile, monkeypatch):
     vectors, queries = DATA[data](1003, 128, 1), DATA[data](301, 128, 2)
     expected = MemoryBank(vectors).nearest(queries)
-    monkeypatch.setattr(memory_bank, "_TILE", {"cpu": 3000, "gpu": 3000})
+    monkeypatch.setattr(memory_bank, "_TILE", {"cpu": tile, "gpu": tile})
     monkeypatch.setattr(memory_bank, "_LEAST", 700)
     monkeypatch.setattr(memory_bank, "_BLOCK", 64)
     monkeypatch.setattr(memory_bank, "_PAIRS", 7)
