@@ -214,10 +214,8 @@ def test_bad_use_is_one_line_and_exit_code_2(script, more, reason, flags, tmp_pa
     assert len(error.strip().splitlines()) == 1
 
 
-@pytest.mark.parametrize(
-    ("script", "more", "reason"),
-    [("train.py", "--no-such", "--no-such"), ("evaluation.py", "--data-path", "prepare_data.py")],
-)
+@pytest.mark.parametrize("script", ["train.py", "evaluation.py"])
+@pytest.mark.parametrize(("more", "reason"), [("--no-such", "--no-such"), ("--data-path", "prepare_data.py")])
 def test_so_it_is_for_the_program(script, more, reason, flags):
     result = run(script, [*flags, more, "nowhere"])
     assert result.returncode == 2, result.stderr
