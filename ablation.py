@@ -24,15 +24,15 @@ import config
 from models.backbone import feature_channels
 from models.scoring import WEDGE_NET
 from models.whitening import METRICS, fit_whitening
-from utils.checkpoint import build_net
 from utils.console import check_writable, command, for_each
-from utils.dataset import find_categories
-from utils.experiments import Features, banks, extract, predict, single_bank
-from utils.figures import draw_ablation
+from utils.data.dataset import find_categories
 from utils.metrics import Metrics, evaluate
+from utils.pictures.figures import draw_ablation
+from utils.pictures.tables import category_means, format_table, mean, write_csv
+from utils.pipeline.checkpoint import build_net
+from utils.pipeline.experiments import Features, banks, extract, predict, single_bank
+from utils.pipeline.training import bank_size
 from utils.settings import Settings, SettingsParser, positive, ratio_name
-from utils.tables import category_means, format_table, mean, write_csv
-from utils.training import bank_size
 
 TOP_SHARE = 0.01  # of a map's pixels, where a score is their mean
 Item = TypeVar("Item")

@@ -30,18 +30,18 @@ import config
 from models.backbone import feature_channels
 from models.detector import Detector
 from models.engine import OnnxEngine, TorchEngine
-from utils.checkpoint import load_detector
 from utils.console import check_writable, command, for_each
-from utils.dataset import batches, find_categories
-from utils.dataset import test_samples as samples_for_test
-from utils.figures import draw_frequency_ablation
+from utils.data.dataset import batches, find_categories
+from utils.data.dataset import test_samples as samples_for_test
 from utils.metrics import FALSE_ALARMS
-from utils.patchcore import load_patchcore
-from utils.robustness import BLUR, COLOUR, DARK, FIGURES, NOISE, cell, measure
+from utils.pictures.figures import draw_frequency_ablation
+from utils.pictures.tables import category_means, format_table, mean, write_csv
+from utils.pipeline.checkpoint import load_detector
+from utils.pipeline.patchcore import load_patchcore
+from utils.pipeline.robustness import BLUR, COLOUR, DARK, FIGURES, NOISE, cell, measure
+from utils.pipeline.timing import alternate
+from utils.pipeline.training import patchcore_method, train_category, wedge_net_method
 from utils.settings import Settings, SettingsParser, positive, ratio_name
-from utils.tables import category_means, format_table, mean, write_csv
-from utils.timing import alternate
-from utils.training import patchcore_method, train_category, wedge_net_method
 
 CORRUPTIONS = {  # beside the images as they are; false alarms count up to a level that a factory may well see
     "noise": (dataclasses.replace(NOISE, levels=(5, 10, 20, 30, 40)), 40),

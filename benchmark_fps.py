@@ -32,16 +32,16 @@ import config
 from models.detector import Detector
 from models.errors import InputError
 from models.wedge_net import WedgeNet
-from utils.checkpoint import bank_path, build_net, load_detector
 from utils.console import check_writable, command, for_each
-from utils.dataset import Sample, batches, evenly, find_categories, test_samples
-from utils.figures import draw_speed
-from utils.inference import score_samples
+from utils.data.dataset import Sample, batches, evenly, find_categories, test_samples
 from utils.metrics import auroc
-from utils.patchcore import find_patchcore, load_patchcore
+from utils.pictures.figures import draw_speed
+from utils.pictures.tables import format_table, mean, write_csv
+from utils.pipeline.checkpoint import bank_path, build_net, load_detector
+from utils.pipeline.inference import score_samples
+from utils.pipeline.patchcore import find_patchcore, load_patchcore
+from utils.pipeline.timing import alternate, describe_machine, describe_versions
 from utils.settings import ALL_RATIOS, Settings, SettingsParser, positive, ratio_name
-from utils.tables import format_table, mean, write_csv
-from utils.timing import alternate, describe_machine, describe_versions
 
 PATCHCORE, WEDGE_NET = "PatchCore", "WEDGE-Net"
 WARMUPS = 5  # rounds

@@ -17,7 +17,7 @@ from dataclasses import replace
 
 import config
 from utils.console import command
-from utils.robustness import BLUR, add_levels, measure_robustness
+from utils.pipeline.robustness import BLUR, add_levels, measure_robustness
 from utils.settings import SettingsParser
 
 CSV = "full_blur_comparison_{}_{}.csv"

@@ -18,7 +18,7 @@ from dataclasses import replace
 
 import config
 from utils.console import command
-from utils.robustness import COLOUR, add_levels, measure_robustness
+from utils.pipeline.robustness import COLOUR, add_levels, measure_robustness
 from utils.settings import SettingsParser
 
 CSV = "final_color_comparison_{}_{}.csv"

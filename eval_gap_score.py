@@ -20,15 +20,15 @@ import numpy as np
 
 import config
 from models.wedge_net import WedgeNet
-from utils.checkpoint import build_net, load_detector
 from utils.console import check_writable, command, for_each
-from utils.dataset import find_categories, test_samples
-from utils.figures import draw_gap
-from utils.inference import score_samples
+from utils.data.dataset import find_categories, test_samples
+from utils.data.mvtec import MVTEC_CATEGORIES, TEXTURES
 from utils.metrics import auroc
-from utils.mvtec import MVTEC_CATEGORIES, TEXTURES
+from utils.pictures.figures import draw_gap
+from utils.pictures.tables import format_table, mean, write_csv
+from utils.pipeline.checkpoint import build_net, load_detector
+from utils.pipeline.inference import score_samples
 from utils.settings import Settings, SettingsParser
-from utils.tables import format_table, mean, write_csv
 
 COLUMNS = (
     "category", "kind", "ratio", "gap_off", "gap_on", "improvement_percent",

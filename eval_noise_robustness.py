@@ -18,7 +18,7 @@ from dataclasses import replace
 
 import config
 from utils.console import command
-from utils.robustness import NOISE, add_levels, measure_robustness
+from utils.pipeline.robustness import NOISE, add_levels, measure_robustness
 from utils.settings import SettingsParser, positive
 
 CSV = "full_noise_comparison_smoothed_{}_{}.csv"

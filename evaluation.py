@@ -21,14 +21,14 @@ import torch
 import config
 from models.conformal import describe_rate
 from models.wedge_net import WedgeNet
-from utils.checkpoint import build_net, load_detector
 from utils.console import check_writable, command, for_each
-from utils.dataset import find_categories, test_samples
-from utils.figures import draw_conditions, draw_evaluation
-from utils.inference import Scored, score_samples
+from utils.data.dataset import find_categories, test_samples
 from utils.metrics import Metrics, alarm_rates, evaluate, training_threshold
+from utils.pictures.figures import draw_conditions, draw_evaluation
+from utils.pictures.tables import format_table, mean, write_csv
+from utils.pipeline.checkpoint import build_net, load_detector
+from utils.pipeline.inference import Scored, score_samples
 from utils.settings import Settings, SettingsParser, ratio_name
-from utils.tables import format_table, mean, write_csv
 
 
 @command

@@ -34,12 +34,12 @@ from models.onnx_detector import detector_graph
 from models.onnx_graph import OPSET
 from models.wedge_net import WedgeNet
 from utils.atomic import atomic_file
-from utils.checkpoint import bank_path, build_net, load_detector
 from utils.console import command, for_each, progress
-from utils.dataset import Sample, batches, evenly, find_categories, test_samples, train_samples
-from utils.edge_model import KEY, OnnxModel, model_info
-from utils.edge_program import write_program
+from utils.data.dataset import Sample, batches, evenly, find_categories, test_samples, train_samples
+from utils.line.edge_model import KEY, OnnxModel, model_info
+from utils.line.edge_program import write_program
 from utils.metrics import auroc
+from utils.pipeline.checkpoint import bank_path, build_net, load_detector
 from utils.settings import Settings, SettingsParser
 
 CALIBRATION_IMAGES = 64  # training images that set the ranges of an 8-bit backbone

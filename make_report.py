@@ -20,13 +20,13 @@ from typing import Any
 import config
 from utils.atomic import atomic_file
 from utils.console import check_writable, command
-from utils.dataset import evenly, find_categories
+from utils.data.dataset import evenly, find_categories
+from utils.data.sample_data import is_rendered
 from utils.metrics import FALSE_ALARMS
-from utils.report import grid, page, paragraph, picture, table, text
-from utils.sample_data import is_rendered
+from utils.pictures.report import grid, page, paragraph, picture, table, text
+from utils.pictures.tables import mean, read_csv
+from utils.pipeline.timing import describe_machine, describe_versions
 from utils.settings import CONSTANTS, Settings, SettingsParser, ratio_name
-from utils.tables import mean, read_csv
-from utils.timing import describe_machine, describe_versions
 
 # Image AUROC and FPS as the paper states them, by method and share of the patches.
 PAPER = {("PatchCore", 1.0): ("0.992", 37), ("WEDGE-Net", 0.1): ("0.991", 265), ("WEDGE-Net", 0.01): ("0.985", 687)}

@@ -31,10 +31,10 @@ import numpy as np
 from models.conformal import conformal_threshold, describe_rate, p_values
 from models.errors import InputError
 from utils.console import Parser, check_writable, command, printable
-from utils.edge_model import Model, OnnxModel
-from utils.heatmap import overlay, overlay_path, save_overlay
-from utils.image import EXTENSIONS, read_image
-from utils.watch import follow
+from utils.data.image import EXTENSIONS, read_image
+from utils.line.edge_model import Model, OnnxModel
+from utils.line.watch import follow
+from utils.pictures.heatmap import overlay, overlay_path, save_overlay
 
 UNFAMILIAR = "unfamiliar"  # a condition like none that the model knows
 
@@ -135,7 +135,7 @@ def load_model(path: Path) -> Model:
     if path.suffix == ".pt":
         try:
             import config
-            from utils.torch_model import TorchModel
+            from utils.line.torch_model import TorchModel
         except ImportError as error:
             raise InputError(
                 f"{path} needs {error.name}, which is not installed: export_onnx.py makes a .onnx"

@@ -14,11 +14,11 @@ from pathlib import Path
 
 import config
 from models.errors import InputError
-from utils import mvtec
-from utils.archives import check_sha256, download
 from utils.atomic import atomic_folder
 from utils.console import command
-from utils.magnetic_tile import SOURCE, convert
+from utils.data import mvtec
+from utils.data.archives import check_sha256, download
+from utils.data.magnetic_tile import SOURCE, convert
 
 
 @command
@@ -55,7 +55,7 @@ def parser() -> argparse.ArgumentParser:
 
 def prepare_sample(args: argparse.Namespace) -> None:
     """Render the sample into OUT, whole or not at all."""
-    from utils.sample_data import DEFECTS, GOOD, PARTS, TRAIN, render_sample  # here, because it loads SciPy
+    from utils.data.sample_data import DEFECTS, GOOD, PARTS, TRAIN, render_sample  # here, because it loads SciPy
 
     counts = {category: (TRAIN, GOOD, DEFECTS * len(kinds)) for category, (_, kinds) in PARTS.items()}
     if args.out.exists() and any(args.out.iterdir()):

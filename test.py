@@ -16,12 +16,12 @@ from models.errors import InputError
 from models.frequency import WaveletTransform, frequency_map
 from models.semantic import attention_mask
 from models.wedge_net import WedgeNet
-from utils.checkpoint import build_net, load_detector
 from utils.console import check_writable, command, for_each, progress
-from utils.dataset import Sample, batches, evenly, find_categories, test_samples
-from utils.inference import score_samples
+from utils.data.dataset import Sample, batches, evenly, find_categories, test_samples
 from utils.metrics import training_threshold
-from utils.panels import Streams, colour_scale, draw_result
+from utils.pictures.panels import Streams, colour_scale, draw_result
+from utils.pipeline.checkpoint import build_net, load_detector
+from utils.pipeline.inference import score_samples
 from utils.settings import Settings, SettingsParser, positive, ratio_name
 
 

@@ -12,9 +12,9 @@ from collections.abc import Sequence
 
 import config
 from utils.console import check_writable, command, for_each
-from utils.dataset import find_categories
+from utils.data.dataset import find_categories
+from utils.pipeline.training import patchcore_method, train_category
 from utils.settings import SettingsParser
-from utils.training import patchcore_method, train_category
 
 
 @command

@@ -16,7 +16,7 @@ from collections.abc import Sequence
 
 import config
 from utils.console import command
-from utils.robustness import NOISE, show_robustness
+from utils.pipeline.robustness import NOISE, show_robustness
 from utils.settings import SettingsParser
 
 

@@ -8,7 +8,7 @@ import statistics
 from collections.abc import Sequence
 from pathlib import Path
 
-from utils.timing import alternate, describe_machine, describe_versions  # noqa: F401 - for the benchmarks
+from utils.pipeline.timing import alternate, describe_machine, describe_versions  # noqa: F401 - for the benchmarks
 
 RESULTS = Path(__file__).parent / "results"
 Row = dict[str, str | int | float]

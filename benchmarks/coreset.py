@@ -40,8 +40,8 @@ from benchmarks.inference import load
 from models.coreset import first_centre, greedy_coreset
 from models.wedge_net import WedgeNet
 from utils.console import command
-from utils.dataset import find_categories, train_samples
-from utils.inference import extract_features
+from utils.data.dataset import find_categories, train_samples
+from utils.pipeline.inference import extract_features
 from utils.settings import Settings, SettingsParser, positive
 
 try:

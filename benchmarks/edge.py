@@ -28,12 +28,12 @@ import export_onnx
 from benchmarks.common import RESULTS, Row, plot_bars, print_table, write_csv
 from models.backbone import build_backbone
 from models.conformal import conformal_threshold
-from utils.checkpoint import bank_path, build_net, load_checkpoint
 from utils.console import command
-from utils.dataset import batches, evenly, test_samples
+from utils.data.dataset import batches, evenly, test_samples
 from utils.metrics import auroc
+from utils.pipeline.checkpoint import bank_path, build_net, load_checkpoint
+from utils.pipeline.timing import describe_machine, describe_versions
 from utils.settings import Settings, SettingsParser, positive
-from utils.timing import describe_machine, describe_versions
 
 EXPORTS = {"ONNX": ("float32", False), "ONNX, float16 bank": ("float16", False), "ONNX, int8": ("float16", True)}
 THREADS = (1, 2)
@@ -45,12 +45,12 @@ import numpy as np
 path, engine, pixels, threads, born = sys.argv[1:]
 if path.endswith(".onnx"):
     from pathlib import Path
-    from utils.edge_model import OnnxModel
+    from utils.line.edge_model import OnnxModel
     model = OnnxModel(Path(path), int(threads))
 else:
     import models.threads, torch, config
     from pathlib import Path
-    from utils.torch_model import TorchModel
+    from utils.line.torch_model import TorchModel
     torch.set_num_threads(int(threads))
     model = TorchModel(Path(path), types.SimpleNamespace(**vars(config) | {"ENGINE": engine, "DEVICE": "cpu"}))
 images = np.load(pixels, mmap_mode="r")

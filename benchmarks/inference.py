@@ -47,10 +47,10 @@ from models.memory_bank import MemoryBank
 from models.patchcore import PatchCore
 from models.wedge_net import WedgeNet
 from models.whitening import fit_whitening
-from utils.conditions import learn_conditions
 from utils.console import command
-from utils.dataset import batches, evenly, find_categories, test_samples, train_samples
-from utils.inference import extract_features
+from utils.data.dataset import batches, evenly, find_categories, test_samples, train_samples
+from utils.pipeline.conditions import learn_conditions
+from utils.pipeline.inference import extract_features
 from utils.settings import Settings, SettingsParser, positive
 
 BACKBONES = ("efficientnet_lite0", "resnet50")

@@ -21,16 +21,16 @@ from benchmarks.common import RESULTS, Row, print_table, write_csv
 from models.backbone import feature_channels
 from models.scoring import PATCHCORE, WEDGE_NET, Scoring
 from models.whitening import Whitening, fit_whitening
-from utils.checkpoint import build_net
 from utils.console import command, for_each
-from utils.dataset import find_categories
-from utils.experiments import Features, banks, extract, predict, single_bank
+from utils.data.dataset import find_categories
 from utils.metrics import aupro, auroc
-from utils.patchcore import build_patchcore
+from utils.pictures.tables import category_means, mean
+from utils.pipeline.checkpoint import build_net
+from utils.pipeline.experiments import Features, banks, extract, predict, single_bank
+from utils.pipeline.patchcore import build_patchcore
+from utils.pipeline.timing import describe_machine, describe_versions
+from utils.pipeline.training import bank_size
 from utils.settings import Settings, SettingsParser, positive
-from utils.tables import category_means, mean
-from utils.timing import describe_machine, describe_versions
-from utils.training import bank_size
 
 RATIOS = (0.1, 0.03, 0.01, 0.003, 0.001, 0.0002)
 FIGURES = ("image_auroc", "lowest", "highest", "pixel_auroc", "aupro", "bank_kb")

@@ -19,8 +19,8 @@ from models.coreset import greedy_coreset
 from models.detector import Detector
 from models.memory_bank import MemoryBank
 from models.patchcore import PatchCore
-from utils.image import Geometry
-from utils.sample_data import render_image
+from utils.data.image import Geometry
+from utils.data.sample_data import render_image
 
 NAMES = ("efficientnet_lite0", "resnet18", "wide_resnet50_2")
 SIZES = (224, 100)  # a multiple of both strides and a multiple of neither

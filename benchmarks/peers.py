@@ -29,15 +29,15 @@ from benchmarks.anomalib_models import Verdict, build_padim, build_patchcore
 from benchmarks.common import RESULTS, Row, alternate, median_and_spread, print_table, write_csv
 from benchmarks.inference import load
 from models.backbone import Backbone
-from utils.checkpoint import load_detector
 from utils.console import command, for_each
-from utils.dataset import batches, evenly, find_categories, test_samples, train_samples
-from utils.inference import with_progress
+from utils.data.dataset import batches, evenly, find_categories, test_samples, train_samples
 from utils.metrics import auroc
+from utils.pictures.tables import category_means
+from utils.pipeline.checkpoint import load_detector
+from utils.pipeline.inference import with_progress
+from utils.pipeline.timing import describe_machine, describe_versions
+from utils.pipeline.training import train_category, wedge_net_method
 from utils.settings import Settings, SettingsParser, positive
-from utils.tables import category_means
-from utils.timing import describe_machine, describe_versions
-from utils.training import train_category, wedge_net_method
 
 RATIOS = (0.01, 0.1)
 PATCHCORE_RATIO = 0.1

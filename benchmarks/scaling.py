@@ -33,7 +33,7 @@ from models.detector import Detector
 from models.memory_bank import MemoryBank
 from models.wedge_net import WedgeNet
 from utils.console import command
-from utils.dataset import batches, evenly, find_categories, test_samples
+from utils.data.dataset import batches, evenly, find_categories, test_samples
 from utils.settings import Settings, SettingsParser, positive
 
 IMAGES = (100, 300, 1000, 3000, 5000)

@@ -48,8 +48,8 @@ def parse_conditions(names: Sequence[str]) -> tuple[Condition, ...]:
     """'clean', 'noise10', 'blur1.5' -> conditions, clean first.
 
     noise is of a standard deviation in grey levels (of 255), blur of one in pixels, colour a factor of
-    ``utils.corruptions.color_jitter``: too bright, too much contrast. A condition takes in all levels that are nearer
-    to its own than to another's of its kind, so that one between two of them is provided for as well.
+    ``utils.data.corruptions.color_jitter``: too bright, too much contrast. A condition takes in all levels that are
+    nearer to its own than to another's of its kind, so that one between two of them is provided for as well.
 
     Raises :class:`ValueError` saying what is allowed.
     """

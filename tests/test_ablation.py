@@ -8,8 +8,8 @@ import config
 import evaluation
 import train
 from benchmarks import memory
+from utils.pictures.tables import read_csv
 from utils.settings import SettingsParser
-from utils.tables import read_csv
 
 
 def test_rows_are_what_the_scripts_give(flags, tmp_path, capsys):

@@ -10,8 +10,8 @@ import evaluation
 import train
 from ablation_frequency import shrink
 from tests.test_robustness import COLUMNS, check, expected, read, save_patchcore
-from utils.corruptions import gaussian_blur
-from utils.robustness import BLUR, COLOUR, DARK, NOISE
+from utils.data.corruptions import gaussian_blur
+from utils.pipeline.robustness import BLUR, COLOUR, DARK, NOISE
 
 
 def table(path):

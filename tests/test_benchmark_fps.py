@@ -13,9 +13,9 @@ import evaluation
 import train
 import train_patchcore
 from benchmark_fps import PATCHCORE, WEDGE_NET, compare, load_pixels, timed_calls
-from utils.checkpoint import build_net, load_detector
-from utils.dataset import test_samples
-from utils.inference import score_samples
+from utils.data.dataset import test_samples
+from utils.pipeline.checkpoint import build_net, load_detector
+from utils.pipeline.inference import score_samples
 from utils.settings import SettingsParser
 
 test_samples.__test__ = False

@@ -6,8 +6,8 @@ import torch
 import config
 from benchmarks.peers import few_images
 from benchmarks.scaling import PATCHES, exponent, measured, repeated
-from utils.dataset import test_samples as samples_for_test
-from utils.dataset import train_samples
+from utils.data.dataset import test_samples as samples_for_test
+from utils.data.dataset import train_samples
 from utils.settings import SettingsParser
 
 

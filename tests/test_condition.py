@@ -15,13 +15,13 @@ import train
 from models.condition import CLEAN, Condition, ConditionStream, parse_conditions
 from models.errors import InputError
 from tests.conftest import draw_part, make_category
-from utils.checkpoint import bank_path, build_net, load_checkpoint, load_detector
-from utils.corruptions import corrupt, gaussian_blur
-from utils.dataset import batches
-from utils.dataset import test_samples as samples_for_test
-from utils.edge_model import OnnxModel
+from utils.data.corruptions import corrupt, gaussian_blur
+from utils.data.dataset import batches
+from utils.data.dataset import test_samples as samples_for_test
+from utils.line.edge_model import OnnxModel
+from utils.line.torch_model import TorchModel
+from utils.pipeline.checkpoint import bank_path, build_net, load_checkpoint, load_detector
 from utils.settings import SettingsParser
-from utils.torch_model import TorchModel
 
 NAMES = ("clean", "noise10", "noise20", "noise40", "blur1", "blur2", "colour1")
 

@@ -10,7 +10,7 @@ import pytest
 import torch
 from PIL import Image, ImageEnhance
 
-from utils.corruptions import color_jitter, darken, gaussian_noise
+from utils.data.corruptions import color_jitter, darken, gaussian_noise
 
 NAMES = ["good/000.png", "good/001.png", "spot/000.png"]
 
@@ -55,7 +55,7 @@ def test_noise_depends_on_name_level_and_seed_only(images):
 
 def test_noise_is_the_same_in_another_process_and_leaves_the_global_generator_alone(images):
     code = (
-        "import torch; from utils.corruptions import gaussian_noise;"
+        "import torch; from utils.data.corruptions import gaussian_noise;"
         "torch.rand(7); print(gaussian_noise(torch.full((1, 3, 8, 8), 0.5), 30, ['a/b.png'], 1).sum().item())"
     )
     root = Path(__file__).parent.parent

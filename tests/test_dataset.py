@@ -8,8 +8,8 @@ from PIL import Image
 from models.errors import InputError
 from tests.conftest import SIZE
 from tests.test_settings import DEFAULTS
-from utils.dataset import batches, files_digest, find_categories, test_samples, train_samples
-from utils.image import Geometry, read_image, read_mask
+from utils.data.dataset import batches, files_digest, find_categories, test_samples, train_samples
+from utils.data.image import Geometry, read_image, read_mask
 from utils.settings import make_settings
 
 test_samples.__test__ = False  # a function of ours, not a test

@@ -13,10 +13,10 @@ import export_onnx
 import train
 from models.memory_bank import MemoryBank
 from models.onnx_detector import TILE, BankSearch
-from utils.checkpoint import load_checkpoint
-from utils.edge_model import KEY, OnnxModel
-from utils.image import read_image
-from utils.torch_model import TorchModel
+from utils.data.image import read_image
+from utils.line.edge_model import KEY, OnnxModel
+from utils.line.torch_model import TorchModel
+from utils.pipeline.checkpoint import load_checkpoint
 
 
 @pytest.fixture(scope="module")

@@ -12,15 +12,15 @@ from PIL import Image
 import config
 import train
 import train_patchcore
-import utils.panels
+import utils.pictures.panels
 import visualize_color_robustness
 import visualize_noise_robustness
 from models.conformal import conformal_threshold
-from utils.checkpoint import build_net, load_detector
-from utils.corruptions import color_jitter, gaussian_noise
-from utils.dataset import batches, test_samples
-from utils.panels import Maps, colour_scale, draw_levels
-from utils.patchcore import load_patchcore, patchcore_path
+from utils.data.corruptions import color_jitter, gaussian_noise
+from utils.data.dataset import batches, test_samples
+from utils.pictures.panels import Maps, colour_scale, draw_levels
+from utils.pipeline.checkpoint import build_net, load_detector
+from utils.pipeline.patchcore import load_patchcore, patchcore_path
 from utils.settings import SettingsParser
 
 test_samples.__test__ = False
@@ -31,7 +31,7 @@ figure3 = importlib.import_module("test")  # the script, which must win over Pyt
 def figures(monkeypatch):
     """The pictures that are drawn, by file name, instead of files: matplotlib takes longest by far to write them."""
     drawn = {}
-    monkeypatch.setattr(utils.panels, "save_figure", lambda path, figure: drawn.update({path.name: figure}))
+    monkeypatch.setattr(utils.pictures.panels, "save_figure", lambda path, figure: drawn.update({path.name: figure}))
     return drawn
 
 

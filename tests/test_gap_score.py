@@ -12,9 +12,9 @@ import config
 import eval_gap_score
 import train
 from eval_gap_score import averages, improvement, kind, measure
-from utils.checkpoint import build_net, load_detector
-from utils.dataset import test_samples
-from utils.inference import score_samples
+from utils.data.dataset import test_samples
+from utils.pipeline.checkpoint import build_net, load_detector
+from utils.pipeline.inference import score_samples
 from utils.settings import SettingsParser
 
 test_samples.__test__ = False

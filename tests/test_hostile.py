@@ -18,11 +18,11 @@ import config
 import evaluation
 import export_onnx
 import predict
-import utils.torch_model
-from utils import image as image_module
-from utils.checkpoint import build_net
-from utils.edge_model import KEY
-from utils.image import read_image
+import utils.line.torch_model
+from utils.data import image as image_module
+from utils.data.image import read_image
+from utils.line.edge_model import KEY
+from utils.pipeline.checkpoint import build_net
 from utils.settings import SettingsParser
 
 MUTANTS = {"images": 300, "models": 100, "checkpoints": 100}
@@ -182,7 +182,7 @@ def one_network(line, monkeypatch):
     """Building a network takes a second, and none of these tests is about that."""
     settings, _ = SettingsParser(config, "").read(line.flags)
     net = build_net(settings)
-    monkeypatch.setattr(utils.torch_model, "build_net", lambda settings: net)
+    monkeypatch.setattr(utils.line.torch_model, "build_net", lambda settings: net)
 
 
 def test_a_hundred_mutated_checkpoints_run_or_are_refused(line, tmp_path, one_network, capsys):

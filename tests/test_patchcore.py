@@ -22,10 +22,10 @@ from models.detector import Detector
 from models.errors import InputError
 from models.memory_bank import MemoryBank
 from models.patchcore import PatchCore
-from utils.checkpoint import load_checkpoint
-from utils.dataset import test_samples
-from utils.inference import score_samples
-from utils.patchcore import build_patchcore, find_patchcore, load_patchcore, patchcore_path
+from utils.data.dataset import test_samples
+from utils.pipeline.checkpoint import load_checkpoint
+from utils.pipeline.inference import score_samples
+from utils.pipeline.patchcore import build_patchcore, find_patchcore, load_patchcore, patchcore_path
 from utils.settings import SettingsParser
 
 test_samples.__test__ = False

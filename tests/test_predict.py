@@ -16,10 +16,10 @@ from PIL import Image
 
 import predict
 from models.conformal import conformal_threshold, p_values
-from utils import watch
 from utils.console import printable
-from utils.edge_model import OnnxModel
-from utils.heatmap import overlay, overlay_path
+from utils.line import watch
+from utils.line.edge_model import OnnxModel
+from utils.pictures.heatmap import overlay, overlay_path
 
 COLUMNS = ["file", "score", "p_value", "verdict", "milliseconds", "condition"]
 ROOT = Path(__file__).parents[1]

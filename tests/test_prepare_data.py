@@ -15,7 +15,7 @@ import pytest
 from PIL import Image
 
 from prepare_data import main
-from utils import archives, mvtec
+from utils.data import archives, mvtec
 
 OFFICIAL = mvtec.COUNTS
 TINY = {"bottle": (3, 1, 2), "tile": (2, 2, 1)}  # stands in for the official counts
@@ -529,7 +529,7 @@ def renderer(monkeypatch):
 
     parts = {"tile": (None, ("crack", "hole", "stain")), "wood": (None, ("a", "b", "c"))}
     for name, value in {"TRAIN": 2, "GOOD": 1, "DEFECTS": 1, "PARTS": parts, "render_sample": render}.items():
-        monkeypatch.setattr(f"utils.sample_data.{name}", value)
+        monkeypatch.setattr(f"utils.data.sample_data.{name}", value)
     return state
 
 

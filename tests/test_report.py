@@ -22,9 +22,9 @@ import train
 import train_patchcore
 import visualize_color_robustness
 import visualize_noise_robustness
-from utils.report import cell, picture, table
-from utils.sample_data import is_rendered, render_image
-from utils.tables import format_cell, read_csv, write_csv
+from utils.data.sample_data import is_rendered, render_image
+from utils.pictures.report import cell, picture, table
+from utils.pictures.tables import format_cell, read_csv, write_csv
 
 VOID = {"meta", "img", "br", "link", "input"}
 

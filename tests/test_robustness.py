@@ -13,10 +13,10 @@ import eval_color_robustness
 import eval_noise_robustness
 import train
 import train_patchcore
-from utils.checkpoint import build_net, load_detector
-from utils.corruptions import color_jitter, gaussian_noise
-from utils.dataset import batches, test_samples
-from utils.patchcore import load_patchcore, patchcore_path
+from utils.data.corruptions import color_jitter, gaussian_noise
+from utils.data.dataset import batches, test_samples
+from utils.pipeline.checkpoint import build_net, load_detector
+from utils.pipeline.patchcore import load_patchcore, patchcore_path
 from utils.settings import SettingsParser
 
 test_samples.__test__ = False

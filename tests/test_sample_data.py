@@ -5,10 +5,10 @@ import pytest
 from PIL import Image
 from scipy import ndimage
 
-import utils.sample_data as sample_data
+import utils.data.sample_data as sample_data
 from models.errors import InputError
-from utils.sample_data import DEFECTS, GOOD, TRAIN, Photo, render_image, render_sample
-from utils.sample_parts import PARTS
+from utils.data.sample_data import DEFECTS, GOOD, TRAIN, Photo, render_image, render_sample
+from utils.data.sample_parts import PARTS
 
 KINDS = [(category, kind) for category, (_, kinds) in PARTS.items() for kind in kinds]
 

@@ -5,7 +5,7 @@ import time
 import numpy
 import torch
 
-from utils.timing import alternate, describe_machine, describe_versions
+from utils.pipeline.timing import alternate, describe_machine, describe_versions
 
 
 def test_each_round_starts_with_another_function_and_warmups_are_not_kept():

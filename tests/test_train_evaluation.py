@@ -18,9 +18,9 @@ from sklearn.metrics import roc_auc_score
 import config
 import evaluation
 import train
-from utils.checkpoint import FORMAT, build_net, load_checkpoint, load_detector
-from utils.dataset import test_samples
-from utils.inference import score_samples
+from utils.data.dataset import test_samples
+from utils.pipeline.checkpoint import FORMAT, build_net, load_checkpoint, load_detector
+from utils.pipeline.inference import score_samples
 from utils.settings import SettingsParser
 
 test_samples.__test__ = False
@@ -303,7 +303,7 @@ def test_out_of_memory_says_what_to_lower(flags, monkeypatch, capsys):
     def exhausted(*_args, **_kwargs):
         raise torch.OutOfMemoryError("CUDA out of memory")
 
-    monkeypatch.setattr("utils.training.extract_features", exhausted)
+    monkeypatch.setattr("utils.pipeline.training.extract_features", exhausted)
     assert train.main(flags) == 2
     assert "BATCH_SIZE" in capsys.readouterr().err
 

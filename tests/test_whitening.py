@@ -11,9 +11,9 @@ import train
 from models.backbone import build_backbone
 from models.wedge_net import WedgeNet
 from models.whitening import fit_whitening
-from utils.checkpoint import build_net, load_detector
-from utils.dataset import test_samples as samples_of
-from utils.inference import score_samples
+from utils.data.dataset import test_samples as samples_of
+from utils.pipeline.checkpoint import build_net, load_detector
+from utils.pipeline.inference import score_samples
 from utils.settings import SettingsParser
 
 

@@ -6,9 +6,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from models.errors import InputError
-from utils.archives import unpack
 from utils.atomic import scratch_folder
-from utils.image import EXTENSIONS
+from utils.data.archives import unpack
+from utils.data.image import EXTENSIONS
 
 # train/good, test/good, test/<defects> images of each category, in the data set's own order; one mask per defect image.
 COUNTS = {

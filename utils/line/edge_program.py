@@ -5,7 +5,7 @@ from pathlib import Path
 
 from utils.atomic import atomic_file
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 MODULES = (
     "predict.py",
     "models/__init__.py",
@@ -15,10 +15,13 @@ MODULES = (
     "utils/__init__.py",
     "utils/atomic.py",
     "utils/console.py",
-    "utils/edge_model.py",
-    "utils/heatmap.py",
-    "utils/image.py",
-    "utils/watch.py",
+    "utils/data/__init__.py",
+    "utils/data/image.py",
+    "utils/line/__init__.py",
+    "utils/line/edge_model.py",
+    "utils/line/watch.py",
+    "utils/pictures/__init__.py",
+    "utils/pictures/heatmap.py",
 )
 
 

@@ -13,7 +13,7 @@ from models.backbone import IMAGENET_MEAN, IMAGENET_STD, build_backbone, feature
 from models.detector import Detector
 from models.errors import InputError
 from models.patchcore import PatchCore
-from utils.checkpoint import as_checkpoint, make_bank, make_detector, misfit
+from utils.pipeline.checkpoint import as_checkpoint, make_bank, make_detector, misfit
 from utils.settings import Settings, ratio_name
 
 _ANOMALIB_BANK = "model.memory_bank"  # in the state dict of a Lightning checkpoint of anomalib 2

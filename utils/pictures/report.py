@@ -11,7 +11,7 @@ from typing import Any
 
 from PIL import Image
 
-from utils.tables import format_cell
+from utils.pictures.tables import format_cell
 
 WIDEST = 1400  # pixels of an embedded photograph
 SCALE = 0.7  # pixels on the page for one of the file: figures are drawn with 150 to the inch

@@ -16,7 +16,7 @@ from scipy import ndimage
 from tqdm import tqdm
 
 from models.errors import InputError
-from utils.sample_parts import COLS, PARTS, ROWS, SIZE, Flaw
+from utils.data.sample_parts import COLS, PARTS, ROWS, SIZE, Flaw
 
 TRAIN, GOOD, DEFECTS = 40, 12, 8  # images per category: train/good, test/good, each kind of defect
 VISIBLE = 0.02  # change of brightness, of 1, from which a pixel counts as defective

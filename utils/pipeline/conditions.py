@@ -9,9 +9,9 @@ from torch import Tensor
 
 from models.condition import CLEAN, Condition
 from models.wedge_net import WedgeNet
-from utils.corruptions import corrupt
-from utils.dataset import Batch, Sample, evenly
-from utils.inference import Alteration, with_progress
+from utils.data.corruptions import corrupt
+from utils.data.dataset import Batch, Sample, evenly
+from utils.pipeline.inference import Alteration, with_progress
 from utils.settings import Settings
 
 MEASURED = 200  # training images that tell the conditions apart: more hardly move means and a covariance

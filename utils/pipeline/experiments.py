@@ -14,9 +14,9 @@ from models.scoring import AnomalyMap, Prediction, Scoring
 from models.wedge_net import grid_size
 from models.whitening import Whitening
 from utils.console import progress
-from utils.dataset import Sample, batches, train_samples
-from utils.dataset import test_samples as samples_for_test
-from utils.inference import extract_features
+from utils.data.dataset import Sample, batches, train_samples
+from utils.data.dataset import test_samples as samples_for_test
+from utils.pipeline.inference import extract_features
 from utils.settings import Settings
 
 _AT_ONCE = 16  # test images searched together

@@ -12,17 +12,17 @@ from torch import Tensor
 
 from models.detector import Detector
 from models.errors import InputError
-from utils.checkpoint import build_net, load_detector
 from utils.console import check_writable, for_each
-from utils.corruptions import corrupt
-from utils.dataset import Batch, Sample, batches, find_categories, test_samples
-from utils.figures import draw_robustness
-from utils.inference import Alteration, score_samples
+from utils.data.corruptions import corrupt
+from utils.data.dataset import Batch, Sample, batches, find_categories, test_samples
 from utils.metrics import FALSE_ALARMS, alarm_rates, auroc, training_threshold
-from utils.panels import Maps, draw_levels
-from utils.patchcore import find_patchcore, load_patchcore
+from utils.pictures.figures import draw_robustness
+from utils.pictures.panels import Maps, draw_levels
+from utils.pictures.tables import format_table, write_csv
+from utils.pipeline.checkpoint import build_net, load_detector
+from utils.pipeline.inference import Alteration, score_samples
+from utils.pipeline.patchcore import find_patchcore, load_patchcore
 from utils.settings import Settings, ratio_name
-from utils.tables import format_table, write_csv
 
 FIGURES = ("auroc", "false_alarm_rate", "detection_rate", "unfamiliar_rate")
 
@@ -31,8 +31,8 @@ FIGURES = ("auroc", "false_alarm_rate", "detection_rate", "unfamiliar_rate")
 class Corruption:
     """A way to make images worse by degrees. Level 0 leaves them as they are.
 
-    ``kind`` as ``utils.corruptions.corrupt`` calls it; ``levels`` are measured and ``shown`` are drawn; ``symbol`` is
-    what a level is called, ``axis`` that with its unit.
+    ``kind`` as ``utils.data.corruptions.corrupt`` calls it; ``levels`` are measured and ``shown`` are drawn;
+    ``symbol`` is what a level is called, ``axis`` that with its unit.
     """
 
     kind: str

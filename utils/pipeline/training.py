@@ -18,11 +18,11 @@ from models.errors import InputError
 from models.scoring import AnomalyMap
 from models.wedge_net import grid_size
 from models.whitening import Whitening, fit_whitening
-from utils.checkpoint import Checkpoint, bank_path, build_net, load_checkpoint, misfit, save_checkpoint
-from utils.conditions import learn_conditions, training_alteration
-from utils.dataset import Sample, files_digest, train_samples
-from utils.inference import extract_features
-from utils.patchcore import build_patchcore, patchcore_embedding, patchcore_path
+from utils.data.dataset import Sample, files_digest, train_samples
+from utils.pipeline.checkpoint import Checkpoint, bank_path, build_net, load_checkpoint, misfit, save_checkpoint
+from utils.pipeline.conditions import learn_conditions, training_alteration
+from utils.pipeline.inference import extract_features
+from utils.pipeline.patchcore import build_patchcore, patchcore_embedding, patchcore_path
 from utils.settings import Settings
 
 

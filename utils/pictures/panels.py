@@ -11,7 +11,7 @@ from matplotlib.cm import ScalarMappable
 from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 
-from utils.figures import save_figure
+from utils.pictures.figures import save_figure
 
 HEAT = "inferno"
 OUTLINE = "#19e3ff"  # stands out from every colour of HEAT

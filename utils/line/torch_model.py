@@ -7,8 +7,8 @@ import numpy as np
 import torch
 
 from models.errors import InputError
-from utils.checkpoint import build_net, load_checkpoint, make_detector, misfit
-from utils.edge_model import Judged, ModelInfo, model_info
+from utils.line.edge_model import Judged, ModelInfo, model_info
+from utils.pipeline.checkpoint import build_net, load_checkpoint, make_detector, misfit
 from utils.settings import CONSTANTS, make_settings
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 from models.errors import InputError
 from utils.atomic import atomic_folder
 from utils.console import progress
-from utils.image import read_image, read_mask
+from utils.data.image import read_image, read_mask
 
 SOURCE = "https://github.com/abin24/Magnetic-tile-defect-datasets."  # its name does end with a full stop
 DEFECTS = ("blowhole", "break", "crack", "fray", "uneven")

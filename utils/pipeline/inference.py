@@ -10,7 +10,7 @@ from torch import Tensor
 from models.detector import Detector, Net
 from models.errors import InputError
 from utils.console import progress
-from utils.dataset import Batch, Sample, batches
+from utils.data.dataset import Batch, Sample, batches
 from utils.settings import Settings
 
 

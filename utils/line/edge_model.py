@@ -9,7 +9,7 @@ import numpy as np
 
 from models.conformal import conformal_threshold
 from models.errors import InputError
-from utils.image import Geometry
+from utils.data.image import Geometry
 
 FORMAT = 1
 KEY = "wedge_net"  # of the model's metadata

@@ -14,8 +14,8 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from models.errors import InputError
-from utils.image import EXTENSIONS, Geometry, read_image, read_mask
-from utils.mvtec import MVTEC_CATEGORIES
+from utils.data.image import EXTENSIONS, Geometry, read_image, read_mask
+from utils.data.mvtec import MVTEC_CATEGORIES
 from utils.settings import Settings
 
 GOOD = "good"

@@ -6,7 +6,7 @@ from collections.abc import Callable, Container, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from utils.image import EXTENSIONS
+from utils.data.image import EXTENSIONS
 
 POLL = 0.2  # seconds between looks
 SETTLED = 0.5  # seconds without a change after which a file is taken to be whole
