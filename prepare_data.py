@@ -1,8 +1,10 @@
-"""Puts a data set where the other programs look for it: MVTec AD, Magnetic Tile Defects, or a rendered sample.
+"""Puts a data set where the other programs look for it: your own folders, a public data set, or a rendered sample.
 
+    python prepare_data.py folder photos/good --bad photos/scratch --bad photos/dent data/bolt
     python prepare_data.py sample                               # rendered, within a minute, nothing to download
     python prepare_data.py mvtec --accept-licence               # 5.3 GB, not for commercial use
     python prepare_data.py mtd CHECKOUT magnetic_tile_data
+    python prepare_data.py visa VisA_20220922 visa_data         # and btad, mpdd, kolektor, mvtec2, elpv
 
 A data set that is there already is never changed.
 """
@@ -10,15 +12,19 @@ A data set that is there already is never changed.
 import argparse
 import shlex
 from collections.abc import Sequence
+from datetime import datetime
 from pathlib import Path
 
 import config
 from models.errors import InputError
 from utils.atomic import atomic_folder
-from utils.console import command
-from utils.data import mvtec
+from utils.console import Parser, command
+from utils.data import layouts, mvtec
 from utils.data.archives import check_sha256, download
 from utils.data.magnetic_tile import SOURCE, convert
+
+BAD = "folder of bad parts, named after their defect; give the flag again for each further one"
+COPY = "copy the images and masks instead of linking to them"
 
 
 @command
@@ -29,9 +35,22 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def parser() -> argparse.ArgumentParser:
-    """The three subcommands and their options."""
-    top = argparse.ArgumentParser(description="Prepare a data set in the MVTec AD layout.")
-    sets = top.add_subparsers(required=True, metavar="{sample,mtd,mvtec}")
+    """The subcommands and their options."""
+    top = Parser("Prepare a data set in the MVTec AD layout.")
+    sets = top.add_subparsers(required=True, title="data sets", metavar="DATA_SET")
+
+    own = sets.add_parser("folder", help="make a category of your own folders of good and bad parts")
+    own.add_argument("good", type=Path, metavar="GOOD", help="folder of good parts")
+    own.add_argument("--bad", type=Path, metavar="DIR", action="append", default=[], help=BAD)
+    own.add_argument("--masks", type=Path, metavar="DIR", help="masks of the bad parts, if not beside their images")
+    own.add_argument("out", type=Path, metavar="OUT", help="folder that becomes the category, such as data/bolt")
+    share = "share of the good parts to test on (default: %(default)s)"
+    own.add_argument("--test-share", type=share_of, default=0.2, metavar="SHARE", help=share)
+    how = own.add_mutually_exclusive_group()
+    how.add_argument("--seed", type=int, default=config.SEED, help="which ones, drawn (default: %(default)s)")
+    how.add_argument("--by-date", action="store_true", help="the newest ones, by date of last change")
+    own.add_argument("--copy", action="store_true", help=COPY)
+    own.set_defaults(prepare=prepare_folder)
 
     sample = sets.add_parser("sample", help="render a small set to try the programs with")
     sample.add_argument("out", nargs="?", type=Path, default="sample_data", metavar="OUT", help="default: %(default)s")
@@ -50,7 +69,50 @@ def parser() -> argparse.ArgumentParser:
     full.add_argument("--sha256", default=mvtec.SHA256, help="checksum of the archive instead of the official one's")
     full.add_argument("--verify-only", action="store_true", help="say what OUT holds and lacks, change nothing")
     full.set_defaults(prepare=prepare_mvtec)
+
+    for name, public in layouts.PUBLIC_SETS.items():
+        one = sets.add_parser(name, help=f"convert {public.title}", epilog=f"The data set: {public.page}")
+        one.add_argument("source", type=Path, metavar="SRC", help="its folder, as it was unpacked")
+        one.add_argument("out", type=Path, metavar="OUT", help="data folder that gets its categories")
+        one.add_argument("--copy", action="store_true", help=COPY)
+        one.set_defaults(prepare=prepare_public, read=public.read)
     return top
+
+
+def share_of(text: str) -> float:
+    """A share between 0 and 1, as the type of a flag."""
+    try:
+        share = float(text)
+    except ValueError:
+        share = 0
+    if not 0 < share < 1:
+        raise argparse.ArgumentTypeError(f"must be above 0 and below 1, not {text!r}")
+    return share
+
+
+def prepare_folder(args: argparse.Namespace) -> None:
+    """Make OUT, a category, of a folder of good parts and of one for each defect."""
+    layouts.check_free(args.out)
+    good = layouts.pictures(args.good)
+    if args.by_date:
+        train, test = layouts.by_date(good, args.test_share)
+        newest = datetime.fromtimestamp(train[-1].stat().st_mtime)
+        print(f"trained on: good parts until {newest:%Y-%m-%d %H:%M:%S}, tested on: later ones")
+    else:
+        train, test = layouts.draw(good, args.test_share, args.seed)
+    layout = layouts.own_folders(train, test, args.bad, args.masks)
+    layout.write(args.out, args.copy)
+    print(layout.summary(args.out))
+    suggest(args.out.parent, args.out.name)
+
+
+def prepare_public(args: argparse.Namespace) -> None:
+    """Bring a public data set into OUT, all of its categories or none."""
+    layouts.check_free(args.out)
+    layout = args.read(args.source)
+    layout.write(args.out, args.copy)
+    print(layout.summary(args.out))
+    suggest(args.out, "all")
 
 
 def prepare_sample(args: argparse.Namespace) -> None:

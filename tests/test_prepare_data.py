@@ -562,6 +562,6 @@ def test_the_sample_never_goes_where_something_else_is(renderer, tmp_path, capsy
 
 def test_no_or_unknown_data_set(capsys):
     for arguments in ([], ["mvtek"]):
-        with pytest.raises(SystemExit) as exit:
-            main(arguments)
-        assert exit.value.code == 2
+        assert main(arguments) == 2
+        [error] = capsys.readouterr().err.splitlines()
+        assert "--help" in error

@@ -6,7 +6,7 @@ import sys
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import NoReturn, TypeVar
+from typing import Any, NoReturn, TypeVar
 
 from models.errors import InputError
 
@@ -17,10 +17,9 @@ Main = Callable[[Sequence[str] | None], int | None]
 class Parser(argparse.ArgumentParser):
     """A command line whose mistakes are :class:`InputError`, like all others; flags are not abbreviated."""
 
-    def __init__(self, description: str | None):
-        super().__init__(
-            description=description, allow_abbrev=False, formatter_class=argparse.RawDescriptionHelpFormatter
-        )
+    def __init__(self, description: str | None = None, **options: Any):
+        options = {"allow_abbrev": False, "formatter_class": argparse.RawDescriptionHelpFormatter} | options
+        super().__init__(description=description, **options)
 
     def error(self, message: str) -> NoReturn:
         raise InputError(f"{message} (--help lists every flag)")

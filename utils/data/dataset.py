@@ -1,7 +1,6 @@
 """The data set on disk: which categories there are, which files they hold, and batches of them as tensors."""
 
 import hashlib
-import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,12 +15,13 @@ from torch.utils.data import DataLoader, Dataset
 from models.errors import InputError
 from utils.data.image import EXTENSIONS, Geometry, read_image, read_mask
 from utils.data.mvtec import MVTEC_CATEGORIES
+from utils.data.names import GOOD, good_folders, images, labelled_images, subfolder
 from utils.settings import Settings
 
-GOOD = "good"
 Item = TypeVar("Item")
 HOW_TO_GET_DATA = (
-    "get MVTec AD with 'python prepare_data.py mvtec', or a rendered sample with 'python prepare_data.py sample'"
+    "get MVTec AD with 'python prepare_data.py mvtec', a rendered sample with 'python prepare_data.py sample', or make a "
+    "category of your own folders with 'python prepare_data.py folder'"
 )
 
 
@@ -51,23 +51,19 @@ class Batch:
 def find_categories(settings: Settings) -> list[str]:
     """The categories that CATEGORY asks for, in MVTec's order, then others by name.
 
-    'all' takes whatever is there and says once which of MVTec's 15 are not. Raises :class:`InputError` if DATA_PATH or
-    a category that was named is absent.
+    'all' takes whatever is there. Raises :class:`InputError` if DATA_PATH or a category that was named is absent.
     """
     root = settings.data_path
     if not root.is_dir():
         raise InputError(f"DATA_PATH {root} is not a folder: {HOW_TO_GET_DATA}")
     present = sorted(
-        folder.name for folder in root.iterdir() if folder.name[0] != "." and (folder / "train" / GOOD).is_dir()
+        folder.name for folder in root.iterdir() if folder.name[0] != "." and good_folders(subfolder(folder, "train"))
     )
     if settings.category.lower() == "all":
         if not present:
             raise InputError(
                 f"DATA_PATH {root} holds no category (a folder with train/{GOOD} in it): {HOW_TO_GET_DATA}"
             )
-        absent = [name for name in MVTEC_CATEGORIES if name not in present]
-        if absent and len(absent) < len(MVTEC_CATEGORIES):
-            print(f"note: of MVTec AD's categories these are not in {root}: {', '.join(absent)}", file=sys.stderr)
         known = [name for name in MVTEC_CATEGORIES if name in present]
         return known + [name for name in present if name not in known]
     names = list(dict.fromkeys(name.strip() for name in settings.category.split(",") if name.strip()))
@@ -82,17 +78,13 @@ def find_categories(settings: Settings) -> list[str]:
     return names
 
 
-def _images(folder: Path) -> list[Path]:
-    return sorted(
-        file for file in folder.iterdir() if file.suffix.lower() in EXTENSIONS and not file.name.startswith(".")
-    )
-
-
 def train_samples(settings: Settings, category: str) -> list[Sample]:
     """The good images that a category is trained on. Raises :class:`InputError` if there are none."""
-    folder = settings.data_path / category / "train" / GOOD
-    samples = [Sample(path, GOOD) for path in _images(folder)] if folder.is_dir() else []
+    train = subfolder(settings.data_path / category, "train")
+    folders = good_folders(train)
+    samples = [Sample(path, GOOD) for folder in folders for path in images(folder)]
     if not samples:
+        folder = folders[0] if folders else train / GOOD
         raise InputError(f"{folder} holds no image ({', '.join(EXTENSIONS)}): training needs good parts there")
     return samples
 
@@ -101,21 +93,14 @@ def test_samples(settings: Settings, category: str) -> list[Sample]:
     """The test images of a category, good ones first, then defect by defect.
 
     Without a ground_truth folder no image has a mask; with one, each defective image must have its own
-    (``<name>_mask.png``). Raises :class:`InputError` if a mask or every test image is missing.
+    (``<name>_mask.png``, or what ``utils.data.names`` allows beside). Raises :class:`InputError` if a mask or every
+    test image is missing.
     """
     root = settings.data_path / category
-    folders = sorted(path for path in (root / "test").glob("*") if path.is_dir())
-    samples = []
-    for folder in sorted(folders, key=lambda path: path.name != GOOD):
-        for path in _images(folder):
-            mask = None
-            if folder.name != GOOD and (root / "ground_truth").is_dir():
-                mask = root / "ground_truth" / folder.name / f"{path.stem}_mask.png"
-                if not mask.is_file():
-                    raise InputError(f"mask {mask} of image {path} is missing")
-            samples.append(Sample(path, folder.name, mask))
+    test = subfolder(root, "test")
+    samples = [Sample(*found) for found in labelled_images(test, subfolder(root, "ground_truth"))]
     if not samples:
-        raise InputError(f"{root / 'test'} holds no image in test/{GOOD} or test/<defect>")
+        raise InputError(f"{test} holds no image in test/{GOOD} or test/<defect>")
     return samples
 
 
