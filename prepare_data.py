@@ -1,6 +1,6 @@
 """Puts a data set where the other programs look for it: your own folders, a public data set, or a rendered sample.
 
-    python prepare_data.py folder photos/good --bad photos/scratch --bad photos/dent data/bolt
+    python prepare_data.py folder photos/good --bad photos/scratch photos/dent data/bolt
     python prepare_data.py sample                               # rendered, within a minute, nothing to download
     python prepare_data.py mvtec --accept-licence               # 5.3 GB, not for commercial use
     python prepare_data.py mtd CHECKOUT magnetic_tile_data
@@ -23,14 +23,20 @@ from utils.data import layouts, mvtec
 from utils.data.archives import check_sha256, download
 from utils.data.magnetic_tile import SOURCE, convert
 
-BAD = "folder of bad parts, named after their defect; give the flag again for each further one"
+BAD = "folder of bad parts, named after their defect; further ones may follow, before OUT"
 COPY = "copy the images and masks instead of linking to them"
 
 
 @command
 def main(argv: Sequence[str] | None = None) -> None:
     """Prepare the data set that the first argument names."""
-    args = parser().parse_args(argv)
+    commands = parser()
+    args, rest = commands.parse_known_args(argv)
+    if rest and (not getattr(args, "bad", None) or any(text.startswith("-") for text in rest)):
+        commands.error(f"unrecognized arguments: {' '.join(rest)}")
+    if rest:  # of 'folder GOOD --bad A B OUT' argparse takes B for OUT
+        *more, args.out = [args.out, *map(Path, rest)]
+        args.bad += more
     args.prepare(args)
 
 

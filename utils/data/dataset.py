@@ -20,8 +20,8 @@ from utils.settings import Settings
 
 Item = TypeVar("Item")
 HOW_TO_GET_DATA = (
-    "get MVTec AD with 'python prepare_data.py mvtec', a rendered sample with 'python prepare_data.py sample', or make a "
-    "category of your own folders with 'python prepare_data.py folder'"
+    "get MVTec AD with 'python prepare_data.py mvtec', a rendered sample with 'python prepare_data.py sample', or "
+    "make a category of your own folders with 'python prepare_data.py folder'"
 )
 
 

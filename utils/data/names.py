@@ -81,4 +81,5 @@ def with_masks_beside(files: Sequence[Path]) -> dict[Path, Path | None]:
     """The pictures among a folder's files, each with the mask that lies beside it (x.jpg: x_label.bmp), or None."""
     masks = masks_by_name(files)
     pairs = {file: mask_of(file, masks, BESIDE) for file in files}
-    return {file: mask for file, mask in pairs.items() if file not in pairs.values()}
+    taken = set(pairs.values())
+    return {file: mask for file, mask in pairs.items() if file not in taken}
