@@ -1,4 +1,5 @@
-# make demo: from a fresh clone to results on a rendered sample.  make test: every test.  make lint: ruff.
+# make demo: from a fresh clone to results on a rendered sample.
+# make test: every test.  make quick: a part of them, in under a minute.  make lint: ruff.
 # make bench: speed and memory beside the peers, see benchmarks/.
 # make paper: every bank, table and figure of the paper and a report of them, on the sample, or on your data:
 #     make paper DATA_PATH=/data/mvtec_ad FLAGS='--backbone resnet50 --device cuda'
@@ -20,7 +21,7 @@ SETTINGS = --data-path '$(or $(DATA_PATH),$(SAMPLE))' --category all --sampling-
 PICTURES = $(SETTINGS) --sampling-ratio 0.1
 DEMO = $(SETTINGS) --sampling-ratio 0.1,0.01
 
-.PHONY: demo paper bench test lint clean
+.PHONY: demo paper bench test quick lint clean
 .DELETE_ON_ERROR:
 
 demo: $(VENV)/installed $(SAMPLE)
@@ -86,6 +87,14 @@ bench: .venv-bench/installed
 # One thread a process and as many processes as cores: threads of several processes would wait for each other.
 test: $(VENV)/installed-dev
 	OMP_NUM_THREADS=1 $(RUN) -m pytest -q -n auto
+
+# The method's parts one by one, data, settings and documents, and one training with its evaluation from end to end;
+# without those that wait for other processes or measure memory.
+QUICK := atomic backbone calibration corruptions coreset dataset frequency links memory_bank metrics rooms scoring \
+	settings wedge_net
+quick: $(VENV)/installed-dev
+	OMP_NUM_THREADS=1 $(RUN) -m pytest -q -n auto $(QUICK:%=tests/test_%.py) \
+		tests/test_train_evaluation.py::test_all_categories_and_ratios -k 'not process and not bounded and not 64_mb'
 
 lint: $(VENV)/installed-dev
 	$(VENV)/bin/ruff check .

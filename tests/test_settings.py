@@ -6,6 +6,7 @@ import pytest
 import config
 from models.errors import InputError
 from utils.settings import CONSTANTS, SettingsParser, make_settings, ratio_name
+from utils.settings_table import settings_table
 
 DEFAULTS = {name: getattr(config, name) for name in CONSTANTS}
 
@@ -125,7 +126,11 @@ def test_a_missing_constant_is_named():
         read(constants=SimpleNamespace(**values))
 
 
-def test_readme_lists_every_setting_with_its_default():
-    readme = (Path(config.__file__).parent / "README.md").read_text(encoding="utf-8")
+def test_the_settings_page_is_up_to_date():
+    root = Path(config.__file__).parent
+    page = settings_table((root / "config.py").read_text(encoding="utf-8"))
     for constant, value in DEFAULTS.items():
-        assert f"| `{constant}` | `{value!r}` |" in readme
+        assert f"| `{constant}` | `{value!r}` |" in page
+    command = "python -m utils.settings_table config.py > docs/settings.md"
+    assert (root / "docs/settings.md").read_text(encoding="utf-8") == page, f"run: {command}"
+    assert command in page

@@ -1,4 +1,4 @@
 """Pictures: every figure, table and page that a person looks at.
 
-Whoever lives here draws what it is given. Nothing is measured, loaded or scored here.
+Whoever lives here draws what it is given or what the scripts have written. Nothing is measured or scored here.
 """

@@ -63,9 +63,14 @@ def cell(name: str, value: Any) -> str:
     if value is None:
         return DASH
     if name == "ratio":
-        return f"{value * 100:g}\N{NO-BREAK SPACE}%"
+        return percent(value)
     shown = format_cell(name, value)
     return shown.replace("-", "\N{MINUS SIGN}", 1) if isinstance(value, float) else shown
+
+
+def percent(ratio: float) -> str:
+    """0.1 -> '10 %', unbroken at the end of a line."""
+    return f"{ratio * 100:g}\N{NO-BREAK SPACE}%"
 
 
 def picture(path: Path, caption: str, wide: bool = False) -> str:
@@ -83,6 +88,11 @@ def picture(path: Path, caption: str, wide: bool = False) -> str:
     uri = f"data:image/{kind};base64,{base64.b64encode(data).decode()}"
     image = f'<img src="{uri}" width="{width}" alt="{text(caption)}">'
     return f"<figure><div{' class=wide' if wide else ''}>{image}</div><figcaption>{text(caption)}</figcaption></figure>"
+
+
+def drawn(path: Path, caption: str, wide: bool = False) -> list[str]:
+    """The figure at ``path`` as :func:`picture` embeds it; an empty list if it is not there."""
+    return [picture(path, caption, wide)] if path.is_file() else []
 
 
 def grid(figures: Sequence[str]) -> str:

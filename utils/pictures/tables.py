@@ -27,6 +27,12 @@ def read_csv(path: Path) -> list[dict[str, Any]]:
         return [{name: _number(text) for name, text in row.items()} for row in csv.DictReader(file)]
 
 
+def read_results(path: Path) -> list[dict[str, Any]]:
+    """A script's table for the report, means first since a long table scrolls; no rows if it is not there."""
+    rows = read_csv(path) if path.is_file() else []
+    return sorted(rows, key=lambda row: row["category"] != "mean")
+
+
 def _number(text: str) -> str | int | float | None:
     for kind in (int, float):
         try:
@@ -69,6 +75,11 @@ def category_means(rows: Sequence[Mapping[str, Any]], keys: Sequence[str], figur
         {**own[0], "category": "mean"} | {name: mean([row[name] for row in own]) for name in figures}
         for own in groups.values()
     ]
+
+
+def averages(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The rows 'mean' of a table, or all of one that has a single category and so no means."""
+    return [row for row in rows if row["category"] == "mean"] or list(rows)
 
 
 def mean(values: Sequence[float | None]) -> float | None:
