@@ -2,12 +2,14 @@
 
     python predict.py model.onnx part.png folder/ "camera/*.jpg" --csv verdicts.csv --heatmaps overlays
     find . -name "*.png" | python predict.py model.onnx -
+    python predict.py model.onnx folder/ --gallery page.html
     python predict.py model.onnx --watch camera --csv verdicts.csv
 
 MODEL is a .onnx file of export_onnx.py, for which numpy, pillow and onnxruntime are enough, or a .pt file of train.py.
 A part is NG if its score is above the threshold that the good parts of the training set gave for the false-alarm rate;
 the p-value is how often a good part scores as high or higher. A picture whose light, focus or noise is like nothing in
-training is judged all the same, and flagged.
+training is judged all the same, and flagged. Tables say where the worst region above the threshold is: a box in pixels
+of the image's own file, upright.
 
 Exit code 0; with --fail-on-ng 1 if a part is NG or could not be judged; 2 for bad use, or if nothing could be judged.
 """
@@ -33,8 +35,10 @@ from models.errors import InputError
 from utils.console import Parser, check_writable, command, printable
 from utils.data.image import EXTENSIONS, read_image
 from utils.line.edge_model import Model, OnnxModel
+from utils.line.gallery import Gallery, thumbnail
 from utils.line.watch import follow
 from utils.pictures.heatmap import overlay, overlay_path, save_overlay
+from utils.regions import Region, worst_region
 
 UNFAMILIAR = "unfamiliar"  # a condition like none that the model knows
 
@@ -43,7 +47,8 @@ UNFAMILIAR = "unfamiliar"  # a condition like none that the model knows
 class Verdict:
     """One image's row. ``verdict`` is OK, NG or ERROR (unreadable: then the figures are None).
 
-    ``condition`` is the one that the image was judged in, or UNFAMILIAR.
+    ``condition`` is the one that the image was judged in, or UNFAMILIAR. ``regions`` of it are above the threshold;
+    the worst one's box and ``area`` are in pixels of the file after its EXIF rotation, None where there is none.
     """
 
     file: str
@@ -52,6 +57,12 @@ class Verdict:
     verdict: str
     milliseconds: float | None
     condition: str | None
+    box_x: int | None = None
+    box_y: int | None = None
+    box_width: int | None = None
+    box_height: int | None = None
+    area: int | None = None
+    regions: int | None = None
 
 
 HEADER = [field.name for field in fields(Verdict)]
@@ -67,6 +78,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--csv", type=Path, metavar="FILE", help="write a table; with --watch go on with the one there")
     parser.add_argument("--jsonl", type=Path, metavar="FILE", help="write a JSON object for each image")
     parser.add_argument("--heatmaps", type=Path, metavar="DIR", help="write overlays with what was found outlined")
+    parser.add_argument("--gallery", type=Path, metavar="PAGE.html", help="write a page of all images, worst first")
     parser.add_argument("--fail-on-ng", action="store_true", help="exit code 1 if a part is NG or cannot be judged")
     parser.add_argument("--false-alarm-rate", type=float, metavar="RATE", help="choose the threshold anew")
     options = parser.parse_args(argv)
@@ -76,8 +88,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         raise InputError("--watch needs --csv FILE: it is how a restart knows what has been judged")
     if options.watch and not options.watch.is_dir():
         raise InputError(f"--watch {options.watch} is not a folder")
+    if options.watch and options.gallery:
+        raise InputError("--gallery is a page of INPUT: --watch has no end at which it could be written")
     paths = find_images(options.inputs)
-    judge = Judge(load_model(options.model), options.false_alarm_rate, options.heatmaps)
+    gallery = Gallery(options.gallery) if options.gallery else None
+    judge = Judge(load_model(options.model), options.false_alarm_rate, options.heatmaps, gallery)
     judged = read_judged(options.csv) if options.watch else set()
 
     counts: Counter[str] = Counter()
@@ -98,6 +113,9 @@ def main(argv: Sequence[str] | None = None) -> int:
                 raise
         finally:
             print(summary(counts, unfamiliar, times), file=sys.stderr)
+    if gallery is not None:
+        gallery.write(f"{printable(judge.model.info.category)}: judged pictures", judge.described)
+        print(f"{printable(str(options.gallery))}: {counts.total()} images, worst first", file=sys.stderr)
     if counts["ERROR"] and not times and not options.watch:
         return 2
     return int(options.fail_on_ng and counts["NG"] + counts["ERROR"] > 0)
@@ -147,32 +165,57 @@ def load_model(path: Path) -> Model:
 class Judge:
     """From an image's file to its verdict."""
 
-    def __init__(self, model: Model, rate: float | None, heatmaps: Path | None):
-        self.model, self.heatmaps = model, heatmaps
+    def __init__(self, model: Model, rate: float | None, heatmaps: Path | None, gallery: Gallery | None):
+        self.model, self.heatmaps, self.gallery = model, heatmaps, gallery
         self.calibration = np.asarray(model.info.calibration_scores)
         rate = model.info.false_alarm_rate if rate is None else rate
         self.threshold = conformal_threshold(self.calibration, rate)
         if heatmaps is not None:
             check_writable(heatmaps, "--heatmaps")
-        category, described = printable(model.info.category), describe_rate(self.calibration, rate)
-        print(f"[{category}] threshold {self.threshold:.4f}: {described}", file=sys.stderr)
+        self.described = f"threshold {self.threshold:.4f}: {describe_rate(self.calibration, rate)}"
+        print(f"[{printable(model.info.category)}] {self.described}", file=sys.stderr)
 
     def __call__(self, path: Path) -> tuple[Verdict, str | None]:
         """The verdict on one image, and why there is none if it cannot be read."""
         start = time.perf_counter()
+        geometry = self.model.info.geometry
         try:
-            pixels = np.stack([self.model.info.geometry.apply(read_image(path))])
+            image = read_image(path)
+            pixels = np.stack([geometry.apply(image)])
         except (InputError, MemoryError) as error:
-            return Verdict(printable(str(path)), None, None, "ERROR", None, None), printable(str(error))
+            verdict, reason = Verdict(printable(str(path)), None, None, "ERROR", None, None), printable(str(error))
+            if self.gallery is not None:
+                self.gallery.add(asdict(verdict) | {"error": reason}, None, None)
+            return verdict, reason
         scores, maps, conditions, unfamiliar = self.model.predict(pixels)
+        region = worst_region(maps[0], self.threshold)
         milliseconds = (time.perf_counter() - start) * 1e3
         score = float(scores[0])
-        verdict = "NG" if score > self.threshold else "OK"
-        p_value = float(p_values(self.calibration, scores)[0])
-        if self.heatmaps is not None:
-            save_overlay(overlay_path(self.heatmaps, path), overlay(pixels[0], maps[0], self.threshold))
-        condition = UNFAMILIAR if unfamiliar[0] else self.model.info.conditions[conditions[0]]
-        return Verdict(printable(str(path)), score, p_value, verdict, round(milliseconds, 2), condition), None
+        verdict = Verdict(
+            file=printable(str(path)),
+            score=score,
+            p_value=float(p_values(self.calibration, scores)[0]),
+            verdict="NG" if score > self.threshold else "OK",
+            milliseconds=round(milliseconds, 2),
+            condition=UNFAMILIAR if unfamiliar[0] else self.model.info.conditions[conditions[0]],
+            **_where(region and region.in_file(*geometry.in_file(image.size), image.size)),
+        )
+        if self.heatmaps is not None or self.gallery is not None:
+            drawn = overlay(pixels[0], maps[0], self.threshold)
+            if self.heatmaps is not None:
+                save_overlay(overlay_path(self.heatmaps, path), drawn)
+            if self.gallery is not None:
+                both = thumbnail(image, drawn, geometry, maps[0].shape)
+                self.gallery.add(asdict(verdict), image.size, both)
+        return verdict, None
+
+
+def _where(region: Region | None) -> dict[str, int]:
+    """A verdict's fields for the worst region, in the file's pixels."""
+    if region is None:
+        return {"regions": 0}
+    x, y, width, height, area, regions = region
+    return {"box_x": x, "box_y": y, "box_width": width, "box_height": height, "area": area, "regions": regions}
 
 
 def watch(judge: Judge, folder: Path, judged: set[str]) -> Iterator[tuple[Verdict, str | None]]:

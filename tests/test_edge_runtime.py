@@ -31,7 +31,8 @@ def test_a_model_runs_there_and_gives_the_same_verdicts(edge, line, tmp_path):
     rows = []
     for python, program in ((edge, line.checkpoint.parents[1] / "predict.pyz"), (sys.executable, ROOT / "predict.py")):
         table = tmp_path / f"{program.name}.csv"
-        command = [python, program, line.model, line.images, "--csv", table, "--heatmaps", tmp_path / "maps"]
+        pictures = "--heatmaps", tmp_path / "maps", "--gallery", tmp_path / "page.html"
+        command = [python, program, line.model, line.images, "--csv", table, *pictures]
         result = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
         assert result.returncode == 0, result.stderr
         with open(table, newline="") as file:

@@ -21,7 +21,8 @@ from utils.line import watch
 from utils.line.edge_model import OnnxModel
 from utils.pictures.heatmap import overlay, overlay_path
 
-COLUMNS = ["file", "score", "p_value", "verdict", "milliseconds", "condition"]
+BOX = ["box_x", "box_y", "box_width", "box_height"]
+COLUMNS = ["file", "score", "p_value", "verdict", "milliseconds", "condition", *BOX, "area", "regions"]
 ROOT = Path(__file__).parents[1]
 
 
@@ -62,6 +63,7 @@ def test_a_checkpoint_gives_the_same_verdicts(line, tmp_path):
     for one, other in zip(*rows, strict=True):
         assert one["verdict"] == other["verdict"]
         assert float(one["score"]) == pytest.approx(float(other["score"]), rel=1e-4)
+        assert one["regions"] == other["regions"] and [one[name] for name in BOX] == [other[name] for name in BOX]
 
 
 def test_images_are_named_one_by_one_by_glob_or_on_stdin(line, tmp_path, monkeypatch):
@@ -81,6 +83,38 @@ def test_exit_code_says_whether_a_part_is_bad(line):
     assert predict.main([model, good, "--fail-on-ng"]) == 0
     assert predict.main([model, bad, "--fail-on-ng"]) == 1
     assert predict.main([model, bad]) == 0
+
+
+def test_the_box_is_where_the_defect_is_in_the_file_as_it_is_seen(line, tmp_path):
+    """The stored picture is rotated and three times as large; its EXIF data says which side is up."""
+    target, folder = tmp_path / "v.csv", tmp_path / "camera"
+    folder.mkdir()
+    for path in sorted((line.images / "spot").iterdir()):
+        picture, exif = Image.open(path), Image.Exif()
+        exif[0x0112] = 6  # to be turned clockwise
+        large = picture.resize((288, 288), Image.Resampling.NEAREST)
+        large.transpose(Image.Transpose.ROTATE_90).save(folder / path.name, exif=exif)
+    assert predict.main([str(line.model), str(folder), "--csv", str(target)]) == 0
+    for row in table(target):
+        mask = Image.open(line.images.parent / "ground_truth/spot" / f"{Path(row['file']).stem}_mask.png")
+        left, top, right, bottom = (3 * side for side in mask.getbbox())
+        x, y, width, height = (int(row[name]) for name in BOX)
+        overlap = max(0, min(right, x + width) - max(left, x)) * max(0, min(bottom, y + height) - max(top, y))
+        assert overlap > 0.5 * (right - left) * (bottom - top)
+        assert 0 <= x < x + width <= 288 and 0 <= y < y + height <= 288
+        assert 1 <= int(row["area"]) <= width * height and int(row["regions"]) >= 1
+
+
+def test_a_good_part_has_no_box(line, tmp_path):
+    target, lines, broken = tmp_path / "v.csv", tmp_path / "v.jsonl", tmp_path / "broken.png"
+    broken.write_bytes(b"")
+    inputs = [str(line.images / "good/000.png"), str(broken)]
+    assert predict.main([str(line.model), *inputs, "--csv", str(target), "--jsonl", str(lines)]) == 0
+    good, unreadable = table(target)
+    assert [good[name] for name in [*BOX, "area"]] == [""] * 5 and good["regions"] == "0"
+    assert [unreadable[name] for name in [*BOX, "area", "regions"]] == [""] * 6
+    good, unreadable = map(json.loads, lines.read_text().splitlines())
+    assert good["box_x"] is None and good["regions"] == 0 and unreadable["regions"] is None
 
 
 def test_one_broken_image_never_stops_the_rest(line, tmp_path, capsys):
@@ -123,6 +157,10 @@ def test_the_threshold_can_be_chosen_anew(line, capsys):
         (["{model}", "x.png", "--false-alarm-rate", "nan"], "above 0 and below 1"),
         (["{model}", "x.png", "--colour"], "unrecognized arguments"),
         (["{model}", "x.png", "--heatmaps", "/proc/none"], "cannot be written to"),
+        (["{model}", "x.png", "--gallery", "/proc/none/page.html"], "cannot be written to"),
+        (["{model}", "x.png", "--gallery", "{tmp}"], "must end in .html"),
+        (["{model}", "x.png", "--gallery", "{tmp}/part.png"], "must end in .html"),
+        (["{model}", "--watch", ".", "--csv", "{tmp}/v.csv", "--gallery", "{tmp}/page.html"], "--watch has no end"),
     ],
 )
 def test_bad_use_is_one_line_and_exit_code_2(line, tmp_path, arguments, message, capsys):
@@ -227,6 +265,13 @@ def test_watch_goes_on_where_it_stopped(line, tmp_path, monkeypatch):
     camera.wait_for(2)
     rows = camera.end()
     assert rows[:1] == before and [Path(row["file"]).name for row in rows] == ["a.png", "b.png"]
+
+
+def test_watch_refuses_a_table_of_before_the_boxes(line, tmp_path, capsys):
+    old = tmp_path / "old.csv"
+    old.write_text("file,score,p_value,verdict,milliseconds,condition\n")
+    assert predict.main([str(line.model), "--watch", str(tmp_path), "--csv", str(old)]) == 2
+    assert "no table of verdicts" in capsys.readouterr().err and old.read_text().count("\n") == 1
 
 
 def test_watch_leaves_a_table_of_another_kind_alone(line, tmp_path, capsys):

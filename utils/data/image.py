@@ -80,3 +80,17 @@ class Geometry:
         left, top = (width - self.image_size) // 2, (height - self.image_size) // 2
         box = (left, top, left + self.image_size, top + self.image_size)
         return np.asarray(image.resize((width, height), resample).crop(box))
+
+    def in_file(self, size: tuple[int, int]) -> tuple[tuple[float, float], tuple[float, float]]:
+        """Where the pixels of :meth:`apply` lie in an image of ``size`` (width, height).
+
+        Returns (x, y) of their upper left corner and (width, height) of each, in the image's pixels.
+        """
+        width, height = self.image_size, self.image_size
+        left = top = 0
+        if self.center_crop:
+            scale = self.resize / min(size)
+            width, height = (max(self.resize, int(side * scale)) for side in size)
+            left, top = (width - self.image_size) // 2, (height - self.image_size) // 2
+        scale_x, scale_y = size[0] / width, size[1] / height
+        return (left * scale_x, top * scale_y), (scale_x, scale_y)

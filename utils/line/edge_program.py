@@ -19,9 +19,12 @@ MODULES = (
     "utils/data/image.py",
     "utils/line/__init__.py",
     "utils/line/edge_model.py",
+    "utils/line/gallery.html",
+    "utils/line/gallery.py",
     "utils/line/watch.py",
     "utils/pictures/__init__.py",
     "utils/pictures/heatmap.py",
+    "utils/regions.py",
 )
 
 
