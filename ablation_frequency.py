@@ -37,7 +37,7 @@ from utils.metrics import FALSE_ALARMS
 from utils.pictures.figures import draw_frequency_ablation
 from utils.pictures.tables import category_means, format_table, mean, write_csv
 from utils.pipeline.checkpoint import load_detector
-from utils.pipeline.patchcore import load_patchcore
+from utils.pipeline.patchcore import load_patchcore, patchcore_dim
 from utils.pipeline.robustness import BLUR, COLOUR, DARK, FIGURES, NOISE, cell, measure
 from utils.pipeline.timing import alternate
 from utils.pipeline.training import patchcore_method, train_category, wedge_net_method
@@ -72,7 +72,7 @@ def variants(settings: Settings, ratio: float) -> Iterator[tuple[str, Settings]]
 
 def in_bytes_of_patchcore(settings: Settings, ratio: float) -> Settings:
     """All banks together as large as the baseline's one, half of it clean's: without the semantic stream."""
-    theirs = 4 * sum(feature_channels(settings.patchcore_backbone))  # bytes of a float32 vector
+    theirs = 4 * patchcore_dim(settings)  # bytes of a float32 vector
     dim = settings.embedding_dim
     if dim is None or dim < 1:  # no more than all
         dim = sum(feature_channels(settings.backbone))

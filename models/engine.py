@@ -4,19 +4,26 @@ An engine is called like the backbone it is made from, images (B, 3, H, W) in [0
 float32 gives the same feature maps within 1e-4 of their largest value, with channels last in memory.
 """
 
+import contextlib
 import copy
 import importlib.util
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
-from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from models.backbone import Backbone
-from models.errors import InputError
+from models.errors import InputError, one_line
+from models.tracing import UnknownLayer, fold_batch_norms
+
+if TYPE_CHECKING:  # optional, and slow to import
+    import onnx
+    import onnxruntime
 
 ENGINES = ("auto", "torch", "onnxruntime")
 AT_ONCE = 4  # images: more at a time are slower on a CPU, whose caches their intermediate results do not fit
+TOLERANCE = 1e-4  # of the largest feature: what a translated network may differ by from torch
 CUDA_GRAPHS = 4  # shapes that get one: the batch, the last batch, a single image, one to spare
 
 
@@ -60,27 +67,58 @@ class OnnxEngine:
     def __init__(self, backbone: Backbone) -> None:
         import onnxruntime
 
-        from models.onnx_graph import onnx_graph
+        from models.onnx_graph import written_graph
 
-        options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = torch.get_num_threads()
+        self.options = onnxruntime.SessionOptions()
+        self.options.intra_op_num_threads = torch.get_num_threads()
         # Threads that spin while they wait keep the cores from torch, which works on what the last run returned. A run
         # without spinning takes a twentieth longer on an idle machine, and half as long or less on a busy one.
-        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+        self.options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+        self.backbone = fold_batch_norms(copy.deepcopy(backbone))
         # The graph is not kept on the disk: making it takes a tenth of a second, no more than checking a file would.
-        graph = onnx_graph(fold_batch_norms(copy.deepcopy(backbone)))
-        self.session = onnxruntime.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
+        self.any_size, self.of_size = None, {}
+        with contextlib.suppress(UnknownLayer):
+            self.any_size = self._session(written_graph(self.backbone))
 
     def __call__(self, images: Tensor) -> tuple[Tensor, Tensor]:
         # numpy() and from_numpy() share memory with torch: nothing is copied on the way in.
         images = images.detach().to("cpu", torch.float32).contiguous()
-        parts = [self.session.run(None, {"images": part.numpy()}) for part in images.split(AT_ONCE)]
+        session = self.any_size or self._session_of_size(images)
+        parts = [session.run(None, {"images": part.numpy()}) for part in images.split(AT_ONCE)]
         # Channels last, as the torch engine has them: torch pools and enlarges such maps up to twenty times as fast.
         layer2, layer3 = (
             torch.cat([torch.from_numpy(layer).contiguous(memory_format=torch.channels_last) for layer in layers])
             for layers in zip(*parts, strict=True)
         )
-        return layer2, layer3
+        return _checked(self.backbone, images, layer2, layer3)
+
+    def _session(self, graph: "onnx.ModelProto") -> "onnxruntime.InferenceSession":
+        import onnxruntime
+
+        return onnxruntime.InferenceSession(graph.SerializeToString(), self.options, providers=["CPUExecutionProvider"])
+
+    def _session_of_size(self, images: Tensor) -> "onnxruntime.InferenceSession":
+        """For a network that torch's exporter has to translate, which fixes height and width; made once for each.
+
+        The exporter knows nothing of the network it is given, so that what comes of it is compared with torch.
+        Raises :class:`InputError` if it fails or differs.
+        """
+        from models.onnx_graph import onnx_graph
+
+        size = tuple(images.shape[2:])
+        if size not in self.of_size:
+            refusal = f"{self.backbone.name} cannot run in onnxruntime: set ENGINE = 'torch' "
+            try:
+                session = self._session(onnx_graph(self.backbone, size))
+                found = session.run(None, {"images": images[:1].numpy()})
+            except Exception as error:  # the exporter and onnxruntime have dozens of their own, and no common one
+                raise InputError(f"{refusal}({one_line(error)[:200]})") from error
+            for layer, expected in zip(found, self.backbone(images[:1]), strict=True):
+                difference = (torch.from_numpy(layer) - expected).abs().max() / expected.abs().max()
+                if not difference < TOLERANCE:
+                    raise InputError(f"{refusal}(its maps would differ by {difference:.1e})")
+            self.of_size[size] = session
+        return self.of_size[size]
 
 
 class TorchEngine:
@@ -101,20 +139,15 @@ class TorchEngine:
         if self.device.type == "cuda" and images.shape not in self.graphs and len(self.graphs) < CUDA_GRAPHS:
             self.graphs[images.shape] = _cuda_graph(self.backbone, images)
         layer2, layer3 = self.graphs.get(images.shape, self.backbone)(images)
-        return layer2.float(), layer3.float()
+        return _checked(self.backbone, images, layer2.float(), layer3.float())
 
 
-def fold_batch_norms(module: nn.Module) -> nn.Module:
-    """Merge, in place, each batch norm into the convolution that stands directly before it in the same module."""
-    before_name, before = "", None
-    for name, child in module.named_children():
-        if isinstance(child, nn.BatchNorm2d) and isinstance(before, nn.Conv2d):
-            setattr(module, before_name, fuse_conv_bn_eval(before, child))
-            setattr(module, name, nn.Identity())
-        else:
-            fold_batch_norms(child)
-        before_name, before = name, child
-    return module
+def _checked(backbone: Backbone, images: Tensor, layer2: Tensor, layer3: Tensor) -> tuple[Tensor, Tensor]:
+    """The two maps, if they have the sizes that all that follows expects."""
+    for layer, stride in ((layer2, 8), (layer3, 16)):
+        if any(cells != -(-pixels // stride) for cells, pixels in zip(layer.shape[2:], images.shape[2:], strict=True)):
+            raise InputError(f"{backbone.name} needs an IMAGE_SIZE that is a multiple of 16 pixels")
+    return layer2, layer3
 
 
 def _cuda_graph(backbone: nn.Module, example: Tensor) -> Callable[[Tensor], tuple[Tensor, Tensor]]:

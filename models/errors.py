@@ -7,3 +7,8 @@ class InputError(ValueError):
     Scripts print it without a traceback and exit with code 2 (see ``utils.console.command``); anything else that is
     raised is a fault of ours and keeps its traceback.
     """
+
+
+def one_line(error: Exception) -> str:
+    """What another library's error says, for a place in a message of ours."""
+    return " ".join(str(error).split()) or type(error).__name__

@@ -7,7 +7,6 @@ every runtime can do.
 
 import copy
 import tempfile
-import warnings
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
@@ -20,9 +19,9 @@ from torch import Tensor, nn
 from models.backbone import Backbone
 from models.condition import ConditionStream
 from models.detector import Detector
-from models.engine import fold_batch_norms
 from models.errors import InputError
-from models.onnx_graph import IR_VERSION, OPSET, onnx_graph
+from models.onnx_graph import IR_VERSION, OPSET, exported_graph, onnx_graph
+from models.tracing import fold_batch_norms
 
 TILE = 2048  # bank vectors compared at a time: 6 MB for one image's 784 patches, whatever the bank
 FLOAT_LAYERS = 6  # convolutions that an 8-bit backbone keeps in float32: all later ones amplify what they round off
@@ -147,7 +146,7 @@ def detector_graph(
             f"a bank of {size / 1e9:.1f} GB does not fit in one ONNX file (2 GB): use BANK_DTYPE = 'float16' or "
             "a smaller SAMPLING_RATIO"
         )
-    network = onnx.load_from_string(onnx_graph(fold_batch_norms(copy.deepcopy(backbone))))
+    network = onnx_graph(fold_batch_norms(copy.deepcopy(backbone)), (image_size, image_size))
     network = network.graph if int8_images is None else _quantised(network, int8_images)
     example = torch.zeros(2, 3, image_size, image_size)
     layers = [output.name for output in network.output]
@@ -155,11 +154,11 @@ def detector_graph(
     inputs = {"images": example, **dict(zip(("layer2", "layer3"), backbone(example), strict=True))}
     if detector.net.stream is not None:
         chosen = ["condition", "unfamiliar"]
-        stream = _exported(_Stream(detector.net.stream), "stream", {"images": example}, ["aligned", *chosen])
+        stream = exported_graph(_Stream(detector.net.stream), "stream", {"images": example}, ["aligned", *chosen])
         graph, images = _merge(graph, stream, {"images": "images"}), "aligned"
         inputs["condition"] = torch.zeros(len(example), dtype=torch.int64)
     graph = _merge(graph, network, {images: "images"}, keep=[images, *chosen])
-    head = _exported(_Head(detector, bank_dtype), "head", inputs, ["score", "anomaly_map"])
+    head = exported_graph(_Head(detector, bank_dtype), "head", inputs, ["score", "anomaly_map"])
     links = dict(zip([images, *layers, *chosen[:1]], inputs, strict=True))
     graph = _merge(graph, head, links, keep=chosen)
     outputs = {output.name: output for output in graph.output}
@@ -168,28 +167,6 @@ def detector_graph(
     whole = helper.make_model(graph, opset_imports=[helper.make_opsetid("", OPSET)], ir_version=IR_VERSION)
     onnx.checker.check_model(whole, full_check=True)
     return whole
-
-
-def _exported(module: nn.Module, name: str, inputs: dict[str, Tensor], outputs: Sequence[str]) -> onnx.GraphProto:
-    """The graph of a module, with an open batch: examples of its ``inputs`` by name, and its ``outputs``' names."""
-    open_batch = {0: torch.export.Dim("batch")}
-    with torch.no_grad(), warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # that the inputs share one batch is just what is meant
-        program = torch.onnx.export(
-            module.eval(),
-            tuple(inputs.values()),
-            dynamo=True,
-            opset_version=OPSET,
-            input_names=list(inputs),
-            output_names=list(outputs),
-            dynamic_shapes=(open_batch,) * len(inputs),
-            verbose=False,
-        )
-    graph = program.model_proto.graph
-    graph.name = name
-    for node in graph.node:
-        del node.metadata_props[:]  # where in this machine's source files each came from
-    return graph
 
 
 def _pixels(image_size: int) -> onnx.GraphProto:

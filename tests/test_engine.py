@@ -10,6 +10,8 @@ from torch import nn
 from models.backbone import BACKBONES, build_backbone
 from models.engine import CUDA_GRAPHS, make_engine
 from models.errors import InputError
+from models.onnx_graph import written_graph
+from models.tracing import UnknownLayer, fold_batch_norms
 
 CPU = torch.device("cpu")
 
@@ -41,7 +43,7 @@ def test_engines_agree_with_the_backbone_at_every_batch_and_size(lite, kind, siz
 
 
 @pytest.mark.parametrize("kind", ["onnxruntime", "torch"])
-@pytest.mark.parametrize("name", BACKBONES)
+@pytest.mark.parametrize("name", [*BACKBONES, "timm:resnet18", "timm:test_efficientnet"])
 def test_every_backbone_runs_on_both_engines(name, kind):
     backbone = random_backbone(name)
     for layer in backbone.modules():
@@ -88,7 +90,7 @@ def test_making_an_engine_leaves_the_backbone_as_it_is(lite):
 
 
 def test_no_batch_norm_is_left_to_run(lite):
-    for backbone in (lite, random_backbone("resnext50_32x4d")):
+    for backbone in (lite, random_backbone("resnext50_32x4d"), random_backbone("timm:test_efficientnet")):
         folded = make_engine(backbone, CPU, "torch").backbone
         assert not any(isinstance(layer, nn.BatchNorm2d) for layer in folded.modules())
 
@@ -122,11 +124,97 @@ def test_what_cannot_run_is_refused(lite):
         make_engine(lite, CPU, "onnxruntime", torch.bfloat16)
 
 
-def test_a_layer_without_an_onnx_operator_is_named():
-    from models.onnx_graph import onnx_graph
+class Doubled(nn.Module):
+    def forward(self, images):
+        return images + images
 
-    with pytest.raises(TypeError, match="GELU"):
-        onnx_graph(nn.Sequential(nn.GELU()))
+
+class Halved(nn.Module):
+    def forward(self, images):
+        return images / 2
+
+
+class Standardised(nn.Conv2d):
+    """Its weights are not what it multiplies by."""
+
+    def forward(self, images):
+        return nn.functional.conv2d(images, self.weight - self.weight.mean(), self.bias, padding=1)
+
+
+class Parting(nn.Module):
+    """The layers stand in the order of a convolution and its batch norm, and are used in another way."""
+
+    def __init__(self):
+        super().__init__()
+        self.convolution, self.norm = nn.Conv2d(3, 3, 3, padding=1), nn.BatchNorm2d(3)
+
+    def forward(self, images):
+        features = self.convolution(images)
+        return self.norm(features) + features
+
+
+class Deciding(nn.Module):
+    def forward(self, images):
+        return images if images.sum() > 0 else -images
+
+
+@pytest.mark.parametrize(
+    ("network", "named"),
+    [
+        (nn.Sequential(nn.GELU()), "GELU"),
+        (nn.Sequential(nn.MaxPool2d(2, ceil_mode=True)), "MaxPool2d"),
+        (nn.Sequential(nn.Conv2d(3, 3, 3, padding="same")), "Conv2d"),
+        (nn.Sequential(Doubled()), "add"),
+        (nn.Sequential(Halved()), "truediv"),
+        (nn.Sequential(Deciding()), "cannot be traced"),
+        (Parting().eval(), "BatchNorm2d"),
+    ],
+)
+def test_what_has_no_onnx_operator_is_named(network, named):
+    with pytest.raises(UnknownLayer, match=named):
+        written_graph(network)
+
+
+@pytest.mark.parametrize(
+    "network",
+    [Parting(), nn.Sequential(Standardised(3, 3, 3), nn.BatchNorm2d(3)), nn.Sequential(Deciding(), nn.BatchNorm2d(3))],
+)
+def test_a_batch_norm_is_folded_only_where_that_changes_nothing(network):
+    for layer in network.modules():
+        if isinstance(layer, nn.BatchNorm2d):
+            layer.running_mean.uniform_(0.5, 1.5)
+    images = torch.rand(2, 3, 8, 8)
+    expected = network.eval()(images)
+    torch.testing.assert_close(fold_batch_norms(network)(images), expected)
+
+
+def test_a_network_with_unknown_layers_is_exported_once_for_each_size():
+    backbone = random_backbone("timm:test_convnext")
+    engine = make_engine(backbone, CPU)
+    assert engine.name == "onnxruntime"
+    for batch in (1, 6):
+        images = torch.rand(batch, 3, 48, 64)
+        assert_same(engine(images), backbone(images))
+    assert list(engine.of_size) == [(48, 64)]
+
+
+def test_an_export_that_fails_or_differs_is_not_used(monkeypatch):
+    engine, images = make_engine(random_backbone("timm:test_resnet"), CPU), torch.rand(1, 3, 64, 64)
+    refusal = "timm:test_resnet cannot run in onnxruntime: set ENGINE = 'torch'"
+    with monkeypatch.context() as failing:
+        failing.setattr("models.onnx_graph.onnx_graph", lambda *_: written_graph(nn.Sequential(nn.GELU())))
+        with pytest.raises(InputError, match=rf"{refusal} \(no ONNX operator is known for GELU"):
+            engine(images)
+    monkeypatch.setattr("models.engine.TOLERANCE", 0.0)
+    with pytest.raises(InputError, match=rf"{refusal} \(its maps would differ by"):
+        engine(images)
+
+
+@pytest.mark.parametrize("kind", ["onnxruntime", "torch"])
+def test_maps_of_an_unexpected_size_are_refused(kind):
+    engine = make_engine(random_backbone("timm:vgg11"), CPU, kind)  # rounds down
+    with pytest.raises(InputError, match="timm:vgg11 needs an IMAGE_SIZE that is a multiple of 16"):
+        engine(torch.rand(1, 3, 72, 64 + 7))
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")

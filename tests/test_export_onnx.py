@@ -94,6 +94,7 @@ def test_a_bank_is_converted_where_that_is_asked_for(line, tmp_path, capsys):
     assert sizes["float32"] - sizes["float16"] == pytest.approx(2 * vectors.numel(), rel=0.05)
 
 
+@pytest.mark.filterwarnings("ignore:.*random weights")
 @pytest.mark.parametrize(
     "changes",
     [
@@ -103,6 +104,7 @@ def test_a_bank_is_converted_where_that_is_asked_for(line, tmp_path, capsys):
         {"frequency-stream": "condition", "metric": "euclidean", "wavelet-type": "db2"},
         {"conditions": "clean,noise20,blur1", "clean-share": "0.6", "embedding-dim": "70", "bank-dtype": "float16"},
         {"wavelet-type": "bior2.2", "image-size": "72", "center-crop": "False", "bank-dtype": "float32"},
+        {"backbone": "timm:test_efficientnet", "backbone-weights": "random", "conditions": "clean,blur1"},
     ],
 )
 def test_every_setting_of_the_embedding_is_exported(line, tmp_path, changes):

@@ -122,7 +122,7 @@ def test_banks_of_others_give_the_distances_to_their_vectors(settings, write, wr
 def lightning(bank, backbone):
     """What anomalib 2 writes: the bank, timm's network, and settings as objects."""
     prefix = "model.feature_extractor.feature_extractor."
-    names = [name if backbone.name == "efficientnet_lite0" else name.split(".", 1)[1] for name in backbone.state_dict()]
+    names = [name if backbone.name == "efficientnet_lite0" else name.split(".", 2)[2] for name in backbone.state_dict()]
     network = dict(zip(names, backbone.state_dict().values(), strict=True))
     return {
         "epoch": 0,

@@ -19,7 +19,7 @@ from typing import Any
 import pywt
 import torch
 
-from models.backbone import BACKBONES
+from models.backbone import CHOICES, backbone_name
 from models.condition import parse_conditions
 from models.engine import ENGINES
 from models.errors import InputError
@@ -175,7 +175,7 @@ class Settings:
     seed: int = _setting(_integer(0), "seed of the coreset's start, random sampling and the frequency gate")
     device: torch.device = _setting(_device, "'auto' (CUDA, then MPS, then CPU), 'cpu', 'cuda', 'cuda:N' or 'mps'")
     engine: str = _setting(_choice(*ENGINES), "what runs the backbone: " + ", ".join(ENGINES))
-    backbone: str = _setting(_choice(*BACKBONES), "frozen network: " + ", ".join(BACKBONES))
+    backbone: str = _setting(backbone_name, f"frozen network: {CHOICES}")
     backbone_weights: str | None = _setting(_optional_text, "None = ImageNet, a state-dict file, or 'random' (dry run)")
     wavelet_type: str = _setting(_wavelet, "discrete wavelet of PyWavelets for the frequency stream")
     frequency_stream: str = _setting(_choice(*STREAMS), "frequency stream: " + ", ".join(STREAMS))
@@ -199,7 +199,7 @@ class Settings:
     semanticon_dir: Path = _setting(_path, "banks trained with USE_SEMANTIC = True", "SemanticON_DIR")
     semanticoff_dir: Path = _setting(_path, "banks trained with USE_SEMANTIC = False", "SemanticOFF_DIR")
     patchcore_dir: Path = _setting(_path, "memory banks of the PatchCore baseline", "PatchCore_DIR")
-    patchcore_backbone: str = _setting(_choice(*BACKBONES), "the baseline's frozen network, any of BACKBONE's")
+    patchcore_backbone: str = _setting(backbone_name, "the baseline's frozen network, any of BACKBONE's")
     patchcore_weights: str | None = _setting(_optional_text, "the baseline's weights, as BACKBONE_WEIGHTS")
 
     def embedding(self) -> dict[str, Any]:

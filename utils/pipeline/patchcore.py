@@ -2,7 +2,8 @@
 
 import functools
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -53,13 +54,25 @@ def build_patchcore(settings: Settings) -> PatchCore:
 
 @functools.lru_cache(maxsize=1)
 def _build(name: str, weights: str | None, device: torch.device, engine: str) -> PatchCore:
-    try:
+    with _own_names():
         backbone = build_backbone(name, weights)
+    return PatchCore(backbone, device=device, engine=engine)
+
+
+def patchcore_dim(settings: Settings) -> int:
+    """Dimensions of the baseline's vectors. Raises :class:`InputError` if PATCHCORE_BACKBONE is none of timm's."""
+    with _own_names():
+        return sum(feature_channels(settings.patchcore_backbone))
+
+
+@contextmanager
+def _own_names() -> Iterator[None]:
+    """The settings that messages on backbones name are those of the other backbone."""
+    try:
+        yield
     except InputError as error:
-        # The ways out that the message names are the other backbone's settings.
         message = str(error).replace("BACKBONE", "PATCHCORE_BACKBONE")
         raise InputError(message.replace("PATCHCORE_BACKBONE_WEIGHTS", "PATCHCORE_WEIGHTS")) from error
-    return PatchCore(backbone, device=device, engine=engine)
 
 
 def load_patchcore(settings: Settings, category: str) -> Detector | None:
@@ -85,7 +98,7 @@ def load_patchcore(settings: Settings, category: str) -> Detector | None:
             )
         return make_detector(checkpoint, net, settings.image_size, path)
     bank, weights = _find_bank(contents, path)
-    dim = sum(feature_channels(settings.patchcore_backbone))
+    dim = patchcore_dim(settings)
     if bank.shape[1] != dim:
         raise InputError(
             f"memory bank {path} does not fit: its vectors have {bank.shape[1]} dimensions, layers 2 and 3 of "
