@@ -3,8 +3,8 @@
     python export_onnx.py
     python export_onnx.py --int8
 
-Writes SAVE_DIR/10pct/model_data_tile_10pct.onnx beside the checkpoint (ONNX opset 18): input ``image`` (N, S, S, 3)
-uint8 RGB, outputs ``score`` (N,) and ``anomaly_map`` (N, S, S), and with FREQUENCY_STREAM = 'condition' also
+Writes SAVE_DIR/10pct/model_data_tile_10pct.onnx beside the checkpoint (ONNX opset 18): input ``image`` (N, H, W, 3)
+uint8 RGB, outputs ``score`` (N,) and ``anomaly_map`` (N, H, W), and with FREQUENCY_STREAM = 'condition' also
 ``condition`` (N,) and ``unfamiliar`` (N,); threshold, calibration scores and settings are in the
 model's metadata. Before a file is kept it is compared with PyTorch on the test images. --int8 quarters the backbone,
 and a BANK_DTYPE other than the checkpoint's converts the memory bank; the files' names then end in _int8 and _float16.
@@ -105,7 +105,7 @@ def export_detector(
 
 
 def calibration_images(settings: Settings, category: str) -> Iterator[np.ndarray]:
-    """Training images spread over the whole set, (1, 3, S, S) float32 in [0, 1]."""
+    """Training images spread over the whole set, (1, 3, H, W) float32 in [0, 1]."""
     samples = evenly(train_samples(settings, category), CALIBRATION_IMAGES)
     for batch in batches(samples, settings):
         yield from batch.images.numpy()[:, None]

@@ -19,7 +19,7 @@ class Detector:
     Args:
         net: the embedding.
         banks: one for each of the net's conditions, in their order.
-        image_size: height and width of the images.
+        image_size: height and width of the images in pixels.
         calibration_scores: (n,) of good parts that the bank has not seen, for a threshold; empty if unknown.
         score_scales: (K, 2), for each bank by what its scores are multiplied and what is added, so that good parts
             score alike in all conditions; None where there is one bank.
@@ -29,7 +29,7 @@ class Detector:
         self,
         net: Net,
         banks: Sequence[MemoryBank],
-        image_size: int,
+        image_size: tuple[int, int],
         calibration_scores: Tensor | None = None,
         score_scales: Tensor | None = None,
     ):

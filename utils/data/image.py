@@ -8,6 +8,7 @@ import numpy as np
 from PIL import Image, ImageOps
 
 from models.errors import InputError
+from utils.size import Size
 
 FORMATS = ("PNG", "JPEG", "BMP", "TIFF", "WEBP", "GIF")  # others can start programs (EPS) or are seldom fuzzed
 EXTENSIONS = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp")
@@ -65,18 +66,23 @@ def _to_rgb(image: Image.Image) -> Image.Image:
 
 @dataclass(frozen=True)
 class Geometry:
-    """How an image is brought to ``image_size`` x ``image_size`` pixels; an image and its mask go through the same."""
+    """How an image is brought to ``image_size``; an image and its mask go through the same."""
 
-    image_size: int
+    image_size: Size
     resize: int
     center_crop: bool
 
     def apply(self, image: Image.Image, resample: Image.Resampling = Image.Resampling.BILINEAR) -> np.ndarray:
-        """(H, W[, 3]) uint8. The shorter side becomes ``resize`` and the centre is cut out, or the whole is resized."""
+        """(H, W[, 3]) uint8. The whole is resized; or it is scaled, its proportions kept, and the centre cut out.
+
+        Scaled until it covers the cut with the margin that makes the cut's shorter side ``resize``: of a square cut,
+        until its own shorter side is ``resize``.
+        """
+        height, width = self.image_size
         if not self.center_crop:
-            return np.asarray(image.resize((self.image_size, self.image_size), resample))
-        scale = self.resize / min(image.size)
-        width, height = (max(self.resize, int(side * scale)) for side in image.size)
-        left, top = (width - self.image_size) // 2, (height - self.image_size) // 2
-        box = (left, top, left + self.image_size, top + self.image_size)
-        return np.asarray(image.resize((width, height), resample).crop(box))
+            return np.asarray(image.resize((width, height), resample))
+        cover = [side * self.resize // min(self.image_size) for side in (width, height)]
+        scale = max(least / side for least, side in zip(cover, image.size, strict=True))
+        scaled = [max(least, int(side * scale)) for least, side in zip(cover, image.size, strict=True)]
+        left, top = (scaled[0] - width) // 2, (scaled[1] - height) // 2
+        return np.asarray(image.resize(scaled, resample).crop((left, top, left + width, top + height)))

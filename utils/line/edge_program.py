@@ -22,6 +22,7 @@ MODULES = (
     "utils/line/watch.py",
     "utils/pictures/__init__.py",
     "utils/pictures/heatmap.py",
+    "utils/size.py",
 )
 
 

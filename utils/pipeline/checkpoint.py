@@ -159,7 +159,7 @@ def make_bank(vectors: Tensor, path: Path) -> MemoryBank:
         raise InputError(f"memory bank {path} cannot be used: {error}") from error
 
 
-def make_detector(checkpoint: Checkpoint, net: Net, image_size: int, path: Path) -> Detector:
+def make_detector(checkpoint: Checkpoint, net: Net, image_size: tuple[int, int], path: Path) -> Detector:
     """The detector of a checkpoint of ``path`` that fits ``net``, which is as it was when the checkpoint was made.
 
     Raises :class:`InputError` if a bank cannot be used.

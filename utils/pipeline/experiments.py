@@ -77,7 +77,7 @@ def banks(features: Features, sizes: Sequence[int], seed: int, dtype: torch.dtyp
         yield torch.cat([bank.nearest(part.flatten(0, 1)).view(part.shape[:2]) for part in parts])
 
 
-def predict(distances: Tensor, image_size: int, scoring: Scoring) -> Prediction:
+def predict(distances: Tensor, image_size: tuple[int, int], scoring: Scoring) -> Prediction:
     """(T, h*w) distances -> the images' scores and anomaly maps."""
     grid = grid_size(image_size)
     return AnomalyMap(grid, image_size, scoring).predict(distances.view(-1, *grid))
