@@ -40,6 +40,7 @@ from utils.line.edge_model import KEY, OnnxModel, model_info
 from utils.line.edge_program import write_program
 from utils.metrics import auroc
 from utils.pipeline.checkpoint import bank_path, build_net, load_detector
+from utils.pipeline.inference import at_depth_of
 from utils.settings import Settings, SettingsParser
 
 CALIBRATION_IMAGES = 64  # training images that set the ranges of an 8-bit backbone
@@ -71,6 +72,7 @@ def export_detector(
 ) -> Path:
     """Write one model, after a comparison with PyTorch; returns its path."""
     detector, checkpoint = load_detector(settings, category, ratio, net)
+    settings = at_depth_of([detector], settings)
     bank_dtype = getattr(torch, settings.bank_dtype)
     graph = detector_graph(
         detector,

@@ -148,7 +148,7 @@ class Judge:
     """From an image's file to its verdict."""
 
     def __init__(self, model: Model, rate: float | None, heatmaps: Path | None):
-        self.model, self.heatmaps = model, heatmaps
+        self.model, self.heatmaps, self.other_depths = model, heatmaps, 0
         self.calibration = np.asarray(model.info.calibration_scores)
         rate = model.info.false_alarm_rate if rate is None else rate
         self.threshold = conformal_threshold(self.calibration, rate)
@@ -161,7 +161,8 @@ class Judge:
         """The verdict on one image, and why there is none if it cannot be read."""
         start = time.perf_counter()
         try:
-            pixels = np.stack([self.model.info.geometry.apply(read_image(path))])
+            info = self.model.info
+            pixels = np.stack([info.geometry.apply(read_image(path, info.bit_depth, self.tell_depth))])
         except (InputError, MemoryError) as error:
             return Verdict(printable(str(path)), None, None, "ERROR", None, None), printable(str(error))
         scores, maps, conditions, unfamiliar = self.model.predict(pixels)
@@ -173,6 +174,12 @@ class Judge:
             save_overlay(overlay_path(self.heatmaps, path), overlay(pixels[0], maps[0], self.threshold))
         condition = UNFAMILIAR if unfamiliar[0] else self.model.info.conditions[conditions[0]]
         return Verdict(printable(str(path)), score, p_value, verdict, round(milliseconds, 2), condition), None
+
+    def tell_depth(self, message: str) -> None:
+        """Say it of the first image that has another bit depth, and count the others."""
+        self.other_depths += 1
+        if self.other_depths == 1:
+            print(f"warning: {printable(message)}; others like it are not named", file=sys.stderr)
 
 
 def watch(judge: Judge, folder: Path, judged: set[str]) -> Iterator[tuple[Verdict, str | None]]:

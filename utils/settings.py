@@ -26,7 +26,7 @@ from models.errors import InputError
 from models.frequency import STREAMS
 from models.whitening import METRICS
 from utils.console import Parser
-from utils.size import SMALLEST, Size, as_size
+from utils.size import DEPTHS, SMALLEST, Size, as_size
 
 ALL_RATIOS = (1.0, 0.1, 0.01)
 
@@ -124,6 +124,12 @@ def _optional_share(value: Any) -> float | None:
         raise ValueError("None or a number above 0 and below 1") from None
 
 
+def _optional_depth(value: Any) -> int | None:
+    if value is not None and (type(value) is not int or value not in DEPTHS):
+        raise ValueError(f"None or one of {', '.join(map(str, DEPTHS))}")
+    return value
+
+
 def _shrinkage(value: Any) -> float:
     if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value < math.inf:
         raise ValueError("a finite number above 0")
@@ -171,6 +177,9 @@ class Settings:
     image_size: Size = _setting(as_size, "what the network sees, in pixels: a number (square) or (height, width)")
     resize: int = _setting(_integer(SMALLEST), "length of the shorter side before the centre crop, in pixels")
     center_crop: bool = _setting(_truth, "cut out the centre (True) or resize the whole image (False)")
+    bit_depth: int | None = _setting(
+        _optional_depth, "of files with 16 bits a channel: bits that are used; None = found from the training images"
+    )
     batch_size: int = _setting(_integer(1), "images at a time")
     num_workers: int = _setting(_workers, "processes that decode images: 'auto' or a number, 0 = none")
     seed: int = _setting(_integer(0), "seed of the coreset's start, random sampling and the frequency gate")
@@ -210,6 +219,8 @@ class Settings:
         values = {name: getattr(self, name.lower()) for name in names} | {"IMAGE_SIZE": self.image_size.written()}
         if not self.center_crop:
             values["RESIZE"] = None  # not used then
+        if self.bit_depth is not None:  # otherwise any will do
+            values["BIT_DEPTH"] = self.bit_depth
         values["CONDITIONS"] = ",".join(self.conditions)
         if self.frequency_stream != "condition":
             values |= {"CONDITIONS": None, "LIGHT_ALIGNMENT": None, "CLEAN_SHARE": None}

@@ -1,12 +1,13 @@
-"""Height and width of what the network sees: one pair everywhere, however it was written. Imports nothing."""
+"""How large and how deep pictures may be. Imports nothing of this project."""
 
 from typing import Any, NamedTuple
 
+DEPTHS = (8, 10, 12, 14, 16)  # bits of a camera's pixels
 SMALLEST = 32  # pixels: a picture of two patches at stride 16
 
 
 class Size(NamedTuple):
-    """``height`` and ``width`` in pixels."""
+    """``height`` and ``width`` in pixels of what the network sees."""
 
     height: int
     width: int

@@ -1,6 +1,9 @@
 """From an image file to the pixels that the network sees, with Pillow and NumPy alone, so that an edge device can."""
 
+import sys
 import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,15 +15,68 @@ from utils.size import Size
 
 FORMATS = ("PNG", "JPEG", "BMP", "TIFF", "WEBP", "GIF")  # others can start programs (EPS) or are seldom fuzzed
 EXTENSIONS = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp")
+TIFF_BITS, TIFF_PLANES = 258, 284  # tags: bits of each channel; 1 if a pixel's channels lie together
+# Pillow's names for two bytes a channel (N: in this machine's order), and for the same bytes in the other order.
+SWAPPED = {
+    f"{mode};16{order}": f"{mode};16{other}"
+    for mode in ("RGB", "RGBA")
+    for order, other in (("B", "L"), ("L", "B"), ("N", "B" if sys.byteorder == "little" else "L"))
+}
 MAX_PIXELS = 100_000_000  # a larger picture is refused before it is decoded
 
 
-def read_image(path: Path) -> Image.Image:
+def read_image(path: Path, depth: int | None = None, tell: Callable[[str], None] | None = None) -> Image.Image:
     """Decode an image file to 8-bit RGB, upright (its EXIF rotation applied).
 
-    Grey, palette, RGBA (alpha dropped), CMYK and 16-bit images are converted; of an animation the first frame is taken.
-    Raises :class:`InputError` naming the file if it is absent, empty, truncated, too large or no image.
+    Grey, palette, RGBA (alpha dropped) and CMYK images are converted; of an animation the first frame is taken.
+    A file of 16 bits a channel, grey or RGB, holds pixels of ``depth`` bits (8 to 16, None: 16): 2^depth - 1 becomes
+    255. A file of 8 bits is read as it is; where it should be deeper, ``tell`` is called with a line that says so.
+
+    Raises :class:`InputError` naming the file if it is absent, empty, truncated, too large or no image, or has larger
+    values than ``depth`` allows.
     """
+    with _opened(path) as image:
+        if _is_deep(image):
+            values, white = _values(image, path), 2 ** (depth or 16) - 1
+            if (largest := int(values.max())) > white:
+                raise InputError(
+                    f"image {path} has values up to {largest}: training had {depth} bits a pixel, 0 to {white} "
+                    "(BIT_DEPTH sets it)"
+                )
+            shades = (np.arange(white + 1) * 255 + white // 2) // white  # rounded, as the same picture in 8 bits is
+            return Image.fromarray(shades.astype(np.uint8)[values]).convert("RGB")
+        if depth is not None and depth > 8 and tell is not None:
+            tell(f"image {path} has 8 bits a pixel, training had {depth}: it is judged as if its white were the same")
+        return _upright(image).convert("RGB")
+
+
+def read_mask(path: Path, size: tuple[int, int]) -> Image.Image:
+    """Decode a ground-truth mask to 0 and 255 (anything that is not black is defect).
+
+    Raises :class:`InputError` if it cannot be read or has another ``size`` (width, height) than its image.
+    """
+    with _opened(path) as image:
+        if _is_deep(image):
+            mask = Image.fromarray((np.atleast_3d(_values(image, path)) > 0).any(axis=2))
+        else:
+            mask = _upright(image).convert("RGB").convert("L")
+    if mask.size != size:
+        raise InputError(f"mask {path} has size {mask.width} x {mask.height}, its image has {size[0]} x {size[1]}")
+    return mask.convert("L").point(lambda value: 255 if value else 0)
+
+
+def largest_value(path: Path) -> int:
+    """The largest pixel of a file of 16 bits a channel; 0 of one of 8 bits, which is not decoded.
+
+    Raises :class:`InputError` as ``read_image`` does.
+    """
+    with _opened(path) as image:
+        return int(_values(image, path).max()) if _is_deep(image) else 0
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[Image.Image]:
+    """An image file, its header read. What goes wrong while it is decoded becomes :class:`InputError` here."""
     try:
         if path.exists() and not path.is_file():
             raise ValueError("no regular file")  # a pipe would be waited for, a device read for ever
@@ -32,7 +88,7 @@ def read_image(path: Path) -> Image.Image:
                         f"image {path} has {image.width} x {image.height} pixels, more than "
                         f"{MAX_PIXELS // 10**6} megapixels: scale it down first"
                     )
-                return _to_rgb(ImageOps.exif_transpose(image))
+                yield image
     except InputError:
         raise
     except FileNotFoundError:
@@ -42,26 +98,48 @@ def read_image(path: Path) -> Image.Image:
         raise InputError(f"image {path} cannot be read ({reason}): replace or remove it") from None
 
 
-def read_mask(path: Path, size: tuple[int, int]) -> Image.Image:
-    """Decode a ground-truth mask to 0 and 255 (anything that is not black is defect).
-
-    Raises :class:`InputError` if it cannot be read or has another ``size`` (width, height) than its image.
-    """
-    mask = read_image(path).convert("L")
-    if mask.size != size:
-        raise InputError(f"mask {path} has size {mask.width} x {mask.height}, its image has {size[0]} x {size[1]}")
-    return mask.point(lambda value: 255 if value else 0)
-
-
-def _to_rgb(image: Image.Image) -> Image.Image:
-    if image.mode.startswith("I"):  # 16 bits in one channel, or 32 that hold 16
-        values = np.asarray(image).astype(np.int64)
-        if values.min() < 0 or values.max() > 65535:
-            raise ValueError("more than 16 bits a pixel")
-        return Image.fromarray((values // 257).astype(np.uint8)).convert("RGB")
+def _upright(image: Image.Image) -> Image.Image:
     if image.mode == "F":
         raise ValueError("floating-point pixels")
-    return image.convert("RGB")
+    return ImageOps.exif_transpose(image)
+
+
+def _raw_mode(image: Image.Image) -> str:
+    """How the pixels lie in a file that is opened and not decoded, in Pillow's words: 'RGB;16B', 'L', ..."""
+    if image.format not in ("PNG", "TIFF") or not image.tile:
+        return image.mode
+    how = image.tile[0].args
+    return how if isinstance(how, str) else how[0]
+
+
+def _is_deep(image: Image.Image) -> bool:
+    """Whether an image that is opened and not decoded has more than 8 bits a channel."""
+    separate = image.format == "TIFF" and max(image.tag_v2.get(TIFF_BITS, (8,))) == 16
+    return image.mode.startswith("I") or ";16" in _raw_mode(image) or separate
+
+
+def _values(image: Image.Image, path: Path) -> np.ndarray:
+    """The pixels (H, W) or (H, W, 3) uint16 of a deep image that is opened and not decoded.
+
+    Pillow has no colours of 16 bits: it keeps each value's first byte, the last where it is made to believe that the
+    bytes are swapped. So a colour picture is decoded twice.
+    """
+    if image.mode.startswith("I"):  # 16 bits in one channel, or 32 that hold 16
+        values = np.asarray(ImageOps.exif_transpose(image))
+        if values.min() < 0 or values.max() > 65535:
+            raise ValueError("more than 16 bits a pixel")
+        return values.astype(np.uint16, copy=False)
+    swapped = SWAPPED.get(_raw_mode(image))
+    if swapped is None or (image.format == "TIFF" and image.tag_v2.get(TIFF_PLANES, 1) != 1):
+        raise ValueError("16 bits a channel that are neither grey nor RGB, pixel by pixel")
+    high = np.asarray(ImageOps.exif_transpose(image))[..., :3]
+    with Image.open(path, formats=FORMATS) as again:
+        again.tile = [
+            tile._replace(args=swapped if isinstance(tile.args, str) else (swapped, *tile.args[1:]))
+            for tile in again.tile
+        ]
+        low = np.asarray(ImageOps.exif_transpose(again))[..., :3]
+    return high.astype(np.uint16) << 8 | low
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ import numpy as np
 from models.conformal import conformal_threshold
 from models.errors import InputError
 from utils.data.image import Geometry
-from utils.size import as_size
+from utils.size import DEPTHS, as_size
 
 FORMAT = 1
 KEY = "wedge_net"  # of the model's metadata
@@ -40,6 +40,11 @@ class ModelInfo:
         return Geometry(size, self.settings["RESIZE"] if crop else min(size), crop)
 
     @property
+    def bit_depth(self) -> int | None:
+        """Of the camera that took the training images; None in a model that was made before it was asked."""
+        return self.settings.get("BIT_DEPTH")
+
+    @property
     def conditions(self) -> list[str]:
         """The conditions that an image may be in, by the numbers that a model gives."""
         return (self.settings.get("CONDITIONS") or "clean").split(",")
@@ -64,6 +69,8 @@ class ModelInfo:
             if not np.isfinite([info.threshold, info.false_alarm_rate, *scores]).all() or not str(info.category):
                 raise ValueError
             if not isinstance(info.geometry.resize, int) or info.geometry.resize < min(info.geometry.image_size):
+                raise ValueError
+            if info.bit_depth not in (None, *DEPTHS):
                 raise ValueError
         except (KeyError, TypeError, ValueError):
             raise ValueError("its description is incomplete or damaged") from None
