@@ -85,7 +85,8 @@ def draw_result(
     titles = ("input", "ground truth", "frequency map", "semantic map", "anomaly score", "overlay")
     for axis, title in zip(axes, titles, strict=True):
         axis.set_title(title, fontsize=9)
-    _colour_bar(figure, axes[5], scale, threshold, fraction=0.05)
+    # Beside the last column: one of several low panels is too short for what is written along the bar.
+    _colour_bar(figure, axes[columns - 1 :: columns], scale, threshold, fraction=0.05)
     save_figure(path, figure)
 
 
