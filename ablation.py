@@ -33,6 +33,7 @@ from utils.pipeline.checkpoint import build_net
 from utils.pipeline.experiments import Features, banks, extract, predict, single_bank
 from utils.pipeline.training import bank_size
 from utils.settings import Settings, SettingsParser, positive, ratio_name
+from utils.size import Size
 
 TOP_SHARE = 0.01  # of a map's pixels, where a score is their mean
 Item = TypeVar("Item")
@@ -86,9 +87,11 @@ def variants(settings: Settings) -> Iterator[Variant]:
     yield Variant("layers", "2 alone", settings, layers=(2,))
     yield Variant("layers", "3 alone", settings, layers=(3,))
     for size in (224, 320):
-        if size != settings.image_size:
-            resize = round(settings.resize * size / settings.image_size)
-            yield changed("image size", f"{size} px", image_size=size, resize=resize)
+        shorter = min(settings.image_size)
+        if size != shorter:
+            sides = Size(*(round(side * size / shorter) for side in settings.image_size))
+            resize = round(settings.resize * size / shorter)
+            yield changed("image size", f"{size} px", image_size=sides, resize=resize)
     for sigma in (2.0, 8.0):
         yield Variant("smoothing", f"sigma {sigma:g} px", settings, sigma=sigma)
     yield Variant("image score", f"mean of the top {TOP_SHARE * 100:g} %", settings, top=True)

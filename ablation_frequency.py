@@ -37,6 +37,7 @@ from utils.metrics import FALSE_ALARMS
 from utils.pictures.figures import draw_frequency_ablation
 from utils.pictures.tables import category_means, format_table, mean, write_csv
 from utils.pipeline.checkpoint import load_detector
+from utils.pipeline.inference import at_depth_of
 from utils.pipeline.patchcore import load_patchcore, patchcore_dim
 from utils.pipeline.robustness import BLUR, COLOUR, DARK, FIGURES, NOISE, cell, measure
 from utils.pipeline.timing import alternate
@@ -188,6 +189,7 @@ def summary(rows: Sequence[Row]) -> Row:
 def fps(detectors: Mapping[str, Detector], settings: Settings, category: str) -> dict[str, float]:
     """Images a second of each detector, one image at a time, in turn."""
     samples = samples_for_test(settings, category)[:8]
+    settings = at_depth_of(list(detectors.values()), settings)
     images = [image[None] for batch in batches(samples, settings) for image in batch.images]
     seconds = alternate(
         {name: lambda each=detector: [each.predict(image) for image in images] for name, detector in detectors.items()},

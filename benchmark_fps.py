@@ -38,7 +38,7 @@ from utils.metrics import auroc
 from utils.pictures.figures import draw_speed
 from utils.pictures.tables import format_table, mean, write_csv
 from utils.pipeline.checkpoint import bank_path, build_net, load_detector
-from utils.pipeline.inference import score_samples
+from utils.pipeline.inference import at_depth_of, score_samples
 from utils.pipeline.patchcore import find_patchcore, load_patchcore
 from utils.pipeline.timing import alternate, describe_machine, describe_versions
 from utils.settings import ALL_RATIOS, Settings, SettingsParser, positive, ratio_name
@@ -87,7 +87,7 @@ def benchmark(settings: Settings, category: str, net: WedgeNet, calls: int) -> l
     """One row for each bank that the category has."""
     detectors = load_detectors(settings, category, net)
     samples = test_samples(settings, category)
-    pixels = load_pixels(settings, samples, calls)
+    pixels = load_pixels(at_depth_of(list(detectors.values()), settings), samples, calls)
     functions = {}
     for model, detector in detectors.items():
         bound, search, end_to_end = timed_calls(detector, pixels)

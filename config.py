@@ -8,9 +8,10 @@ DATA_PATH = "./mvtec_ad"
 CATEGORY = "tile"  # one category, a comma list ("tile, wood") or "all"
 
 # Geometry: the shorter side becomes RESIZE, then the centre is cut out; without CENTER_CROP the whole image is resized.
-IMAGE_SIZE = 224  # pixels, height and width of what the network sees
+IMAGE_SIZE = 224  # pixels of what the network sees: a number (square), or (height, width) for long parts
 RESIZE = 256  # pixels, used with CENTER_CROP only
 CENTER_CROP = True  # False for long or off-centre parts
+BIT_DEPTH = None  # of files with 16 bits a channel: 8, 10, 12, 14 or 16 are used; None = found from the training images
 
 # Running
 BATCH_SIZE = 32  # images

@@ -3,8 +3,8 @@
     python export_onnx.py
     python export_onnx.py --int8
 
-Writes SAVE_DIR/10pct/model_data_tile_10pct.onnx beside the checkpoint (ONNX opset 18): input ``image`` (N, S, S, 3)
-uint8 RGB, outputs ``score`` (N,) and ``anomaly_map`` (N, S, S), and with FREQUENCY_STREAM = 'condition' also
+Writes SAVE_DIR/10pct/model_data_tile_10pct.onnx beside the checkpoint (ONNX opset 18): input ``image`` (N, H, W, 3)
+uint8 RGB, outputs ``score`` (N,) and ``anomaly_map`` (N, H, W), and with FREQUENCY_STREAM = 'condition' also
 ``condition`` (N,) and ``unfamiliar`` (N,); threshold, calibration scores and settings are in the
 model's metadata. Before a file is kept it is compared with PyTorch on the test images. --int8 quarters the backbone,
 and a BANK_DTYPE other than the checkpoint's converts the memory bank; the files' names then end in _int8 and _float16.
@@ -40,6 +40,7 @@ from utils.line.edge_model import KEY, OnnxModel, model_info
 from utils.line.edge_program import write_program
 from utils.metrics import auroc
 from utils.pipeline.checkpoint import bank_path, build_net, load_detector
+from utils.pipeline.inference import at_depth_of
 from utils.settings import Settings, SettingsParser
 
 CALIBRATION_IMAGES = 64  # training images that set the ranges of an 8-bit backbone
@@ -71,6 +72,7 @@ def export_detector(
 ) -> Path:
     """Write one model, after a comparison with PyTorch; returns its path."""
     detector, checkpoint = load_detector(settings, category, ratio, net)
+    settings = at_depth_of([detector], settings)
     bank_dtype = getattr(torch, settings.bank_dtype)
     graph = detector_graph(
         detector,
@@ -105,7 +107,7 @@ def export_detector(
 
 
 def calibration_images(settings: Settings, category: str) -> Iterator[np.ndarray]:
-    """Training images spread over the whole set, (1, 3, S, S) float32 in [0, 1]."""
+    """Training images spread over the whole set, (1, 3, H, W) float32 in [0, 1]."""
     samples = evenly(train_samples(settings, category), CALIBRATION_IMAGES)
     for batch in batches(samples, settings):
         yield from batch.images.numpy()[:, None]

@@ -166,7 +166,7 @@ class Judge:
     """From an image's file to its verdict."""
 
     def __init__(self, model: Model, rate: float | None, heatmaps: Path | None, gallery: Gallery | None):
-        self.model, self.heatmaps, self.gallery = model, heatmaps, gallery
+        self.model, self.heatmaps, self.gallery, self.other_depths = model, heatmaps, gallery, 0
         self.calibration = np.asarray(model.info.calibration_scores)
         rate = model.info.false_alarm_rate if rate is None else rate
         self.threshold = conformal_threshold(self.calibration, rate)
@@ -178,9 +178,10 @@ class Judge:
     def __call__(self, path: Path) -> tuple[Verdict, str | None]:
         """The verdict on one image, and why there is none if it cannot be read."""
         start = time.perf_counter()
-        geometry = self.model.info.geometry
+        info = self.model.info
+        geometry = info.geometry
         try:
-            image = read_image(path)
+            image = read_image(path, info.bit_depth, self.tell_depth)
             pixels = np.stack([geometry.apply(image)])
         except (InputError, MemoryError) as error:
             verdict, reason = Verdict(printable(str(path)), None, None, "ERROR", None, None), printable(str(error))
@@ -208,6 +209,12 @@ class Judge:
                 both = thumbnail(image, drawn, geometry, maps[0].shape)
                 self.gallery.add(asdict(verdict), image.size, both)
         return verdict, None
+
+    def tell_depth(self, message: str) -> None:
+        """Say it of the first image that has another bit depth, and count the others."""
+        self.other_depths += 1
+        if self.other_depths == 1:
+            print(f"warning: {printable(message)}; others like it are not named", file=sys.stderr)
 
 
 def _where(region: Region | None) -> dict[str, int]:

@@ -21,7 +21,7 @@ from utils.data.dataset import Sample, batches, evenly, find_categories, test_sa
 from utils.metrics import training_threshold
 from utils.pictures.panels import Streams, colour_scale, draw_result
 from utils.pipeline.checkpoint import build_net, load_detector
-from utils.pipeline.inference import score_samples
+from utils.pipeline.inference import at_depth_of, score_samples
 from utils.settings import Settings, SettingsParser, positive, ratio_name
 
 
@@ -53,7 +53,7 @@ def draw_category(settings: Settings, category: str, net: WedgeNet, limit: int |
     scales = [colour_scale(result.maps, threshold) for result, threshold in zip(scored, thresholds, strict=True)]
     folders = [settings.save_dir / ratio_name(ratio) / "results" / category for ratio in settings.sampling_ratio]
 
-    views = see(detectors[0].net, [samples[index] for index in chosen], settings)
+    views = see(detectors[0].net, [samples[index] for index in chosen], at_depth_of(detectors, settings))
     for index, streams in zip(progress(chosen, f"{category}: pictures"), views, strict=True):
         sample = samples[index]
         name = f"{category}/{sample.defect}/{sample.path.name}"

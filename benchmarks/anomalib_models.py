@@ -68,11 +68,11 @@ class Verdict(nn.Module):
         return found.pred_score, found.anomaly_map[:, 0]
 
 
-def in_openvino(verdict: Verdict, image_size: int) -> Callable[[Tensor], tuple[Tensor, Tensor]]:
+def in_openvino(verdict: Verdict, image_size: tuple[int, int]) -> Callable[[Tensor], tuple[Tensor, Tensor]]:
     """The same, converted to OpenVINO for one image at a time, in float32, with as many threads as torch has."""
     import openvino
 
-    shape = [1, 3, image_size, image_size]
+    shape = [1, 3, *image_size]
     with torch.inference_mode(), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         model = openvino.convert_model(verdict, example_input=torch.rand(shape), input=shape)

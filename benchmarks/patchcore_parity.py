@@ -21,6 +21,7 @@ from models.memory_bank import MemoryBank
 from models.patchcore import PatchCore
 from utils.data.image import Geometry
 from utils.data.sample_data import render_image
+from utils.size import Size
 
 NAMES = ("efficientnet_lite0", "resnet18", "wide_resnet50_2")
 SIZES = (224, 100)  # a multiple of both strides and a multiple of neither
@@ -30,7 +31,7 @@ TOLERANCE = 1e-3  # relative
 def sample(split: str, count: int, size: int) -> Tensor:
     """(count, 3, size, size) images of the rendered tile, in [0, 1]."""
     images = (Image.fromarray(render_image("tile", split, index).image) for index in range(count))
-    pixels = [torch.from_numpy(Geometry(size, size, True).apply(image)) for image in images]
+    pixels = [torch.from_numpy(Geometry(Size(size, size), size, True).apply(image)) for image in images]
     return torch.stack(pixels).permute(0, 3, 1, 2) / 255
 
 
@@ -46,7 +47,7 @@ def compare(name: str, size: int) -> list[Row]:
     net = PatchCore(backbone)
     patches = net.embed(sample("train/good", 8, size)).features.flatten(0, 1)
     bank = patches[greedy_coreset(patches, len(patches) // 10)]
-    detector = Detector(net, [MemoryBank(bank)], size)
+    detector = Detector(net, [MemoryBank(bank)], (size, size))
     peer = Verdict(build_patchcore(backbone, bank), backbone)
     kinds = {
         "good": sample("test/good", 4, size),

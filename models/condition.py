@@ -101,25 +101,31 @@ class ConditionStream(nn.Module):
         conditions: names, see ``parse_conditions``.
         align_light: bring an image's light back to where that of the training images lies; one whose light is like
             theirs is left as it is.
-        image_size: height and width of the images, which must be enough for three levels.
+        image_size: height and width of the images in pixels, which must be enough for three levels.
 
     Raises:
         InputError: the images are too small for the wavelet.
     """
 
-    def __init__(self, wavelet: str, conditions: Sequence[str], align_light: bool, image_size: int):
+    def __init__(self, wavelet: str, conditions: Sequence[str], align_light: bool, image_size: tuple[int, int]):
         super().__init__()
-        if pywt.dwt_max_level(image_size, wavelet) < LEVELS:
-            least = next(size for size in range(image_size, 1 << 16) if pywt.dwt_max_level(size, wavelet) >= LEVELS)
+        shorter = min(image_size)
+        if pywt.dwt_max_level(shorter, wavelet) < LEVELS:
+            least = next(size for size in range(shorter, 1 << 16) if pywt.dwt_max_level(size, wavelet) >= LEVELS)
             raise InputError(
-                f"IMAGE_SIZE is {image_size}; three levels of the wavelet {wavelet} need at least {least} pixels: "
+                f"IMAGE_SIZE is {shorter} on its shorter side; three levels of the wavelet {wavelet} need at least "
+                f"{least} pixels: "
                 "set WAVELET_TYPE = 'haar' or FREQUENCY_STREAM = 'off'"
             )
         self.conditions = parse_conditions(conditions)
         self.align_light = align_light
-        structure, details = _analysis(wavelet, image_size)
-        self.structure = _Separable(structure, planes=3)
-        self.details = nn.ModuleList(_Separable(level, planes=1) for level in details)
+        (structure_rows, detail_rows), (structure_columns, detail_columns) = (
+            _analysis(wavelet, side) for side in image_size
+        )
+        self.structure = _Separable(structure_rows, structure_columns, planes=3)
+        self.details = nn.ModuleList(
+            _Separable(rows, columns, planes=1) for rows, columns in zip(detail_rows, detail_columns, strict=True)
+        )
         count, width = len(self.conditions), STATISTICS
         self.register_buffer("least_light", -torch.ones(4, 2))  # of the training images, see _brightness_and_cast
         self.register_buffer("most_light", torch.ones(4, 2))
@@ -251,26 +257,30 @@ def _fit(statistics: Tensor) -> tuple[Tensor, Tensor]:
 
 
 class _Separable(nn.Module):
-    """A matrix that acts on the columns of an image's planes, and on their rows: matrix @ plane @ matrix.T."""
+    """A matrix on each side of an image's planes: ``rows`` (h, H) makes h rows of H, ``columns`` (w, W) w columns of W:
+    rows @ plane @ columns.T."""
 
-    def __init__(self, matrix: np.ndarray, planes: int):
+    def __init__(self, rows: np.ndarray, columns: np.ndarray, planes: int):
         super().__init__()
         self.planes = planes
-        self.register_buffer("matrix", torch.from_numpy(matrix).float(), persistent=False)
+        self.register_buffer("rows", torch.from_numpy(rows).float(), persistent=False)
+        self.register_buffer("columns", torch.from_numpy(columns).float(), persistent=False)
         # Few of a wavelet transform's entries are not zero. One product does for all planes, one below the other.
-        self.sparse = kron(eye_array(planes), csr_array(matrix), format="csr").astype(np.float32)
+        self.sparse_rows, self.sparse_columns = (
+            kron(eye_array(planes), csr_array(matrix), format="csr").astype(np.float32) for matrix in (rows, columns)
+        )
 
     def forward(self, images: Array) -> Array:
-        """(B, planes, size, size) -> (B, planes, rows, rows); B is 1 in NumPy."""
+        """(B, planes, H, W) -> (B, planes, h, w); B is 1 in NumPy."""
         if isinstance(images, Tensor):
-            return self.matrix @ images @ self.matrix.T
-        columns = (self.sparse @ images.reshape(-1, images.shape[-1])).reshape(self.planes, -1, images.shape[-1])
-        rows = self.sparse @ columns.swapaxes(1, 2).reshape(-1, columns.shape[1])
-        return rows.reshape(1, self.planes, -1, columns.shape[1]).swapaxes(2, 3)
+            return self.rows @ images @ self.columns.T
+        fewer = (self.sparse_rows @ images.reshape(-1, images.shape[-1])).reshape(self.planes, -1, images.shape[-1])
+        both = self.sparse_columns @ fewer.swapaxes(1, 2).reshape(-1, fewer.shape[1])
+        return both.reshape(1, self.planes, -1, fewer.shape[1]).swapaxes(2, 3)
 
 
 def _analysis(wavelet: str, size: int) -> tuple[np.ndarray, list[np.ndarray]]:
-    """Matrices for a column of ``size`` pixels: to its approximation band of the last level, divided by the band's
+    """Matrices for a line of ``size`` pixels: to its approximation band of the last level, divided by the band's
     gain; and to both bands, one below the other, of each level; of the finest, every other coefficient."""
     low, details = np.eye(size), []
     for level in range(LEVELS):

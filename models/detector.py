@@ -19,21 +19,23 @@ class Detector:
     Args:
         net: the embedding.
         banks: one for each of the net's conditions, in their order.
-        image_size: height and width of the images.
+        image_size: height and width of the images in pixels.
         calibration_scores: (n,) of good parts that the bank has not seen, for a threshold; empty if unknown.
         score_scales: (K, 2), for each bank by what its scores are multiplied and what is added, so that good parts
             score alike in all conditions; None where there is one bank.
+        bit_depth: of the camera that took the good parts, for whoever reads files to be judged; None if unknown.
     """
 
     def __init__(
         self,
         net: Net,
         banks: Sequence[MemoryBank],
-        image_size: int,
+        image_size: tuple[int, int],
         calibration_scores: Tensor | None = None,
         score_scales: Tensor | None = None,
+        bit_depth: int | None = None,
     ):
-        self.net = net
+        self.net, self.bit_depth = net, bit_depth
         self.calibration_scores = torch.zeros(0) if calibration_scores is None else calibration_scores
         self.banks = [bank.to(net.device) for bank in banks]
         self.scales = None if score_scales is None else score_scales.to(net.device)

@@ -120,21 +120,21 @@ class _Stream(nn.Module):
 def detector_graph(
     detector: Detector,
     backbone: Backbone,
-    image_size: int,
+    image_size: tuple[int, int],
     *,
     bank_dtype: torch.dtype = torch.float32,
     int8_images: Iterable[np.ndarray] | None = None,
 ) -> onnx.ModelProto:
     """One checked ONNX model of a detector on the CPU.
 
-    Input ``image`` (N, S, S, 3) uint8 RGB; outputs ``score`` (N,) and ``anomaly_map`` (N, S, S), N open; with several
+    Input ``image`` (N, H, W, 3) uint8 RGB; outputs ``score`` (N,) and ``anomaly_map`` (N, H, W), N open; with several
     conditions also ``condition`` (N,) int64 and ``unfamiliar`` (N,) bool.
 
     Args:
         backbone: the one that the detector's embedding was built with.
-        image_size: S.
+        image_size: H and W.
         bank_dtype: what the bank is stored in, float32 or float16.
-        int8_images: (1, 3, S, S) float32 in [0, 1], good images on which the ranges of an 8-bit backbone are measured;
+        int8_images: (1, 3, H, W) float32 in [0, 1], good images on which the ranges of an 8-bit backbone are measured;
             None leaves it in float32.
 
     Raises:
@@ -146,9 +146,9 @@ def detector_graph(
             f"a bank of {size / 1e9:.1f} GB does not fit in one ONNX file (2 GB): use BANK_DTYPE = 'float16' or "
             "a smaller SAMPLING_RATIO"
         )
-    network = onnx_graph(fold_batch_norms(copy.deepcopy(backbone)), (image_size, image_size))
+    network = onnx_graph(fold_batch_norms(copy.deepcopy(backbone)), image_size)
     network = network.graph if int8_images is None else _quantised(network, int8_images)
-    example = torch.zeros(2, 3, image_size, image_size)
+    example = torch.zeros(2, 3, *image_size)
     layers = [output.name for output in network.output]
     graph, images, chosen = _pixels(image_size), "images", []
     inputs = {"images": example, **dict(zip(("layer2", "layer3"), backbone(example), strict=True))}
@@ -169,9 +169,9 @@ def detector_graph(
     return whole
 
 
-def _pixels(image_size: int) -> onnx.GraphProto:
-    """uint8 (N, S, S, 3) ``image`` -> float32 (N, 3, S, S) ``images`` in [0, 1]."""
-    shape = ["batch", image_size, image_size, 3]
+def _pixels(image_size: tuple[int, int]) -> onnx.GraphProto:
+    """uint8 (N, H, W, 3) ``image`` -> float32 (N, 3, H, W) ``images`` in [0, 1]."""
+    shape = ["batch", *image_size, 3]
     nodes = [
         helper.make_node("Transpose", ["image"], ["planes"], perm=[0, 3, 1, 2]),
         helper.make_node("Cast", ["planes"], ["bytes"], to=TensorProto.FLOAT),

@@ -47,13 +47,18 @@ class AnomalyMap(nn.Module):
     Both steps are linear and act on rows and columns alike, so together they are one matrix on each side,
     ``map = rows @ distances @ columns.T``: equal to ``scipy.ndimage.gaussian_filter(upsampled, sigma)``
     and many times faster.
+
+    Args:
+        grid: rows and columns of patches.
+        image_size: height and width in pixels.
+        scoring: how the method does it.
     """
 
-    def __init__(self, grid: tuple[int, int], image_size: int, scoring: Scoring = WEDGE_NET):
+    def __init__(self, grid: tuple[int, int], image_size: tuple[int, int], scoring: Scoring = WEDGE_NET):
         super().__init__()
         self.scoring = scoring
-        self.register_buffer("rows", _upsample_and_smooth(grid[0], image_size, scoring), persistent=False)
-        self.register_buffer("columns", _upsample_and_smooth(grid[1], image_size, scoring), persistent=False)
+        self.register_buffer("rows", _upsample_and_smooth(grid[0], image_size[0], scoring), persistent=False)
+        self.register_buffer("columns", _upsample_and_smooth(grid[1], image_size[1], scoring), persistent=False)
 
     def forward(self, distances: Tensor) -> Tensor:
         """(B, h, w) distances -> (B, H, W) anomaly maps in the same unit."""

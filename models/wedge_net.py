@@ -165,10 +165,10 @@ def by_condition(conditions: Tensor, values: Tensor, function: Callable[[int, Te
     return torch.cat(results)[torch.cat(parts).argsort()]
 
 
-def grid_size(image_size: int) -> tuple[int, int]:
-    """Rows and columns of patches that an image of ``image_size`` pixels square is seen in: (28, 28) for 224."""
-    cells = -(-image_size // 8)
-    return cells, cells
+def grid_size(image_size: tuple[int, int]) -> tuple[int, int]:
+    """Rows and columns of patches in an image of this height and width in pixels: (28, 28) for (224, 224)."""
+    height, width = image_size
+    return -(-height // 8), -(-width // 8)
 
 
 def _equal(own: dict[str, Tensor], state: dict[str, Tensor]) -> bool:

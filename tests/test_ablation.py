@@ -39,7 +39,7 @@ def test_each_variant_changes_what_it_says():
     base = variants[0]
     assert sum(variant.settings != base.settings or variant.layers != base.layers for variant in variants) >= 10
     larger = next(variant for variant in variants if variant.name == "320 px")
-    assert (larger.settings.image_size, larger.settings.resize) == (320, round(256 * 320 / 224))
+    assert (larger.settings.image_size, larger.settings.resize) == ((320, 320), round(256 * 320 / 224))
 
 
 def test_several_categories_have_a_mean_and_one_that_fails_costs_no_other(flags, data, tmp_path, capsys, monkeypatch):

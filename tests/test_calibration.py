@@ -91,21 +91,23 @@ def held_out_reference(features, rows, folds):
             if outside.max() <= radius * (1 + 1e-6):
                 break
             bank.append(outside.argmax().item())
-        scores += [AnomalyMap((4, 4), 32)(distances.view(images, 4, 4).float())[i].max() for i in range(first, last)]
+        scores += [
+            AnomalyMap((4, 4), (32, 32))(distances.view(images, 4, 4).float())[i].max() for i in range(first, last)
+        ]
     return torch.stack(scores)
 
 
 def test_held_out_scores_are_those_of_the_definition():
     features = draw_images(23, 0)
     rows = greedy_coreset(features.flatten(0, 1), 30).sort().values
-    scores = held_out_scores(features, features.flatten(0, 1)[rows], rows // 16, AnomalyMap((4, 4), 32))
+    scores = held_out_scores(features, features.flatten(0, 1)[rows], rows // 16, AnomalyMap((4, 4), (32, 32)))
     torch.testing.assert_close(scores, held_out_reference(features, rows, 10), rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("ratio", [0.02, 0.1, 1.0])
 def test_held_out_scores_are_distributed_like_those_of_new_images(ratio):
     features, fresh = draw_images(100, 1), draw_images(400, 2)
-    patches, anomaly_map = features.flatten(0, 1), AnomalyMap((4, 4), 32)
+    patches, anomaly_map = features.flatten(0, 1), AnomalyMap((4, 4), (32, 32))
     rows = greedy_coreset(patches, int(len(patches) * ratio)).sort().values
     calibration = held_out_scores(features, patches[rows], rows // 16, anomaly_map).numpy()
     distances = MemoryBank(patches[rows]).nearest(fresh.flatten(0, 1)).view(-1, 4, 4)

@@ -1,4 +1,5 @@
 import csv
+import math
 
 import numpy as np
 import pytest
@@ -14,6 +15,7 @@ import predict
 import train
 from models.condition import CLEAN, Condition, ConditionStream, parse_conditions
 from models.errors import InputError
+from models.wedge_net import grid_size
 from tests.conftest import draw_part, make_category
 from utils.data.corruptions import corrupt, gaussian_blur
 from utils.data.dataset import batches
@@ -41,7 +43,7 @@ def in_condition(images, condition, seed=0):
 @pytest.fixture(scope="module")
 def stream():
     """One that knows 40 parts in six conditions."""
-    stream, images = ConditionStream("haar", NAMES, True, 96), parts(40, 0)
+    stream, images = ConditionStream("haar", NAMES, True, (96, 96)), parts(40, 0)
     stream.fit_light(stream.measure_light(images))
     details = torch.stack([stream.measure(in_condition(images, name))[1] for name in NAMES])
     stream.fit_conditions(details, details)
@@ -70,7 +72,7 @@ def test_unknown_conditions_are_one_line(flags, capsys, names):
 
 @pytest.mark.parametrize("wavelet", ["haar", "db2", "bior2.2", "sym4"])
 def test_measures_are_those_of_pywavelets(wavelet):
-    stream, images = ConditionStream(wavelet, ["clean"], True, 96), parts(3, 1)
+    stream, images = ConditionStream(wavelet, ["clean"], True, (96, 96)), parts(3, 1)
     light = stream.measure_light(images).numpy()
     for image, own in zip(images.double().numpy(), light, strict=True):
         for channel, (median, spread) in zip(image, own, strict=True):
@@ -118,7 +120,7 @@ def test_light_and_cast_are_brought_back_to_those_of_the_training_images(stream)
         own = known.mean(dim=1) if part.ndim == 2 else known - known.mean(dim=1, keepdim=True)
         assert (part >= own.amin(dim=0) - 0.01).all() and (part <= own.amax(dim=0) + 0.01).all()
     assert (stream(images * 0.8 + 0.1).conditions == 0).float().mean() >= 0.95  # less contrast is no blur
-    still = ConditionStream("haar", ["clean"], False, 96)
+    still = ConditionStream("haar", ["clean"], False, (96, 96))
     assert torch.equal(still(images).images, images)
 
 
@@ -148,7 +150,7 @@ def test_a_gpus_way_measures_the_same(stream, monkeypatch):
 
 def test_few_or_equal_training_images_do_not_break_it():
     for images in (parts(1, 0), parts(1, 0).repeat(5, 1, 1, 1), torch.zeros(3, 3, 96, 96)):
-        stream = ConditionStream("haar", NAMES, True, 96)
+        stream = ConditionStream("haar", NAMES, True, (96, 96))
         stream.fit_light(stream.measure_light(images))
         details = torch.stack([stream.measure(in_condition(images, name))[1] for name in NAMES])
         stream.fit_conditions(details, details)
@@ -158,7 +160,7 @@ def test_few_or_equal_training_images_do_not_break_it():
 
 def test_an_image_too_small_for_the_wavelet_is_refused(flags, capsys):
     with pytest.raises(InputError, match="need at least 312 pixels"):
-        ConditionStream("db20", ["clean"], True, 64)
+        ConditionStream("db20", ["clean"], True, (64, 64))
     small = [*flags, "--frequency-stream", "condition", "--wavelet-type", "db20"]
     assert train.main(small) == 2
     assert "IMAGE_SIZE is 64" in capsys.readouterr().err
@@ -178,7 +180,7 @@ def test_all_banks_may_share_the_memory_of_one(flags, tmp_path, capsys):
     assert train.main(own) == 0
     settings, _ = SettingsParser(config, None).read(own)
     checkpoint = load_checkpoint(bank_path(settings.save_dir, settings.category, 0.1))
-    total = int(0.1 * checkpoint.training_images * (settings.image_size // 8) ** 2)
+    total = int(0.1 * checkpoint.training_images * math.prod(grid_size(settings.image_size)))
     assert checkpoint.bank_sizes.tolist() == pytest.approx([total / 2, total / 4, total / 4], abs=1)
     assert "for each of 2 other conditions" in capsys.readouterr().out
     assert evaluation.main(own) == 0

@@ -11,6 +11,7 @@ from tests.test_settings import DEFAULTS
 from utils.data.dataset import batches, files_digest, find_categories, test_samples, train_samples
 from utils.data.image import Geometry, read_image, read_mask
 from utils.settings import make_settings
+from utils.size import Size
 
 test_samples.__test__ = False  # a function of ours, not a test
 
@@ -76,7 +77,7 @@ def test_mask_of_another_size_is_refused(tmp_path):
 def test_mask_and_image_go_through_the_same_geometry(crop):
     pixels = np.zeros((120, 200), np.uint8)
     pixels[50:70, 90:130] = 255
-    picture, geometry = Image.fromarray(pixels), Geometry(64, 96, crop)
+    picture, geometry = Image.fromarray(pixels), Geometry(Size(64, 64), 96, crop)
     image = geometry.apply(picture.convert("RGB"))[..., 0] > 127
     mask = geometry.apply(picture, Image.Resampling.NEAREST)
     assert mask.shape == (64, 64)
@@ -87,7 +88,7 @@ def test_mask_and_image_go_through_the_same_geometry(crop):
 def test_crop_keeps_the_centre_and_its_proportions():
     pixels = np.zeros((100, 300), np.uint8)
     pixels[40:60, 140:160] = 255  # 20 x 20 in the centre
-    cropped = Geometry(48, 50, True).apply(Image.fromarray(pixels), Image.Resampling.NEAREST)
+    cropped = Geometry(Size(48, 48), 50, True).apply(Image.fromarray(pixels), Image.Resampling.NEAREST)
     rows, columns = np.nonzero(cropped)
     assert (np.ptp(rows) + 1, np.ptp(columns) + 1) == (10, 10)
     assert abs(rows.mean() - 23.5) <= 0.5
@@ -95,7 +96,7 @@ def test_crop_keeps_the_centre_and_its_proportions():
 
 
 def test_an_image_smaller_than_the_crop_is_enlarged():
-    assert Geometry(224, 256, True).apply(Image.new("RGB", (40, 31))).shape == (224, 224, 3)
+    assert Geometry(Size(224, 224), 256, True).apply(Image.new("RGB", (40, 31))).shape == (224, 224, 3)
 
 
 def test_batches_are_in_order_and_in_range(settings):

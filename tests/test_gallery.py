@@ -21,6 +21,7 @@ from utils.data.image import Geometry
 from utils.line import gallery
 from utils.line.edge_program import write_program
 from utils.line.gallery import Gallery, thumbnail
+from utils.size import Size
 
 HOSTILE = ["</script><script>alert(1)</script>.png", "\"quoted\" & 'so'.png", "two\nlines.png", "<!--<script>.png"]
 
@@ -190,7 +191,7 @@ def test_a_picture_is_never_taken_for_the_page(tmp_path):
 @pytest.mark.parametrize("size", [(400, 300), (30, 700), (2000, 3), (5, 5)])
 @pytest.mark.parametrize("crop", [True, False])
 def test_the_heat_map_lies_where_the_model_looks(size, crop):
-    geometry = Geometry(64, 72 if crop else 64, crop)
+    geometry = Geometry(Size(64, 64), 72 if crop else 64, crop)
     drawn = Image.new("RGB", (128, 128), (255, 0, 0))
     both = np.asarray(thumbnail(Image.new("RGB", size), drawn, geometry, (64, 64))).astype(int)
     height, width = both.shape[0], both.shape[1] // 2

@@ -88,7 +88,7 @@ def test_score_is_the_largest_distance_and_the_map_repeats_smooths_and_mirrors(b
     kernel = torch.outer(weights, weights) / weights.sum() ** 2
     padded = F.pad(F.interpolate(distances, size=(size, size)), (16, 16, 16, 16), mode="reflect")
     expected = F.conv2d(padded, kernel[None, None])[:, 0]
-    scores, maps, *_ = Detector(net, [MemoryBank(bank)], size).predict(images)
+    scores, maps, *_ = Detector(net, [MemoryBank(bank)], (size, size)).predict(images)
     np.testing.assert_allclose(scores, distances.amax(dim=(1, 2, 3)), rtol=1e-4)
     np.testing.assert_allclose(maps, expected, rtol=1e-4)
 

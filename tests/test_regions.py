@@ -9,6 +9,7 @@ from scipy import ndimage
 
 from utils.data.image import Geometry
 from utils.regions import Region, worst_region
+from utils.size import Size
 
 
 @pytest.mark.parametrize("smoothness", [0.0, 0.7, 2.0])
@@ -48,7 +49,7 @@ def test_nothing_above_the_threshold_is_none():
 @pytest.mark.parametrize("size", [(640, 480), (97, 411), (64, 64), (1000, 130)])
 def test_a_box_covers_in_the_file_what_the_model_saw_of_it(crop, size):
     """Paint one spot into a file, find it where the model sees it, and go back."""
-    geometry = Geometry(64, 72 if crop else 64, crop)
+    geometry = Geometry(Size(64, 64), 72 if crop else 64, crop)
     corner, scale = geometry.in_file(size)
     for across, down in ((0.1, 0.15), (0.5, 0.5), (0.8, 0.9)):
         left = int(corner[0] + across * 64 * scale[0])
@@ -72,6 +73,6 @@ def test_a_box_covers_in_the_file_what_the_model_saw_of_it(crop, size):
 
 
 def test_without_a_crop_the_whole_map_is_the_whole_file():
-    corner, scale = Geometry(64, 64, False).in_file((333, 17))
+    corner, scale = Geometry(Size(64, 64), 64, False).in_file((333, 17))
     assert Region(0, 0, 64, 64, 64 * 64, 1).in_file(corner, scale, (333, 17)) == Region(0, 0, 333, 17, 333 * 17, 1)
     assert Region(63, 0, 1, 1, 1, 2).in_file(corner, scale, (333, 17)) == Region(327, 0, 6, 1, 1, 2)

@@ -80,7 +80,7 @@ def test_a_wrong_value_is_refused_by_name(constant, value, allowed):
 
 def test_flags_override_constants():
     settings = read("--image-size", "64", "--center-crop", "false", "--category", "123", "--backbone-weights", "none")
-    assert (settings.image_size, settings.center_crop, settings.category) == (64, False, "123")
+    assert (settings.image_size, settings.center_crop, settings.category) == ((64, 64), False, "123")
     assert settings.backbone_weights is None
     assert read("--semanticon-dir", "on").semanticon_dir.name == "on"
 
@@ -89,7 +89,7 @@ def test_a_config_file_overrides_and_a_flag_overrides_the_file(tmp_path):
     file = tmp_path / "mine.py"
     file.write_text("SEED = 7\nBATCH_SIZE = 3\n")
     settings = read("--config", str(file), "--seed", "8")
-    assert (settings.seed, settings.batch_size, settings.image_size) == (8, 3, config.IMAGE_SIZE)
+    assert (settings.seed, settings.batch_size, settings.image_size) == (8, 3, (config.IMAGE_SIZE,) * 2)
 
 
 @pytest.mark.parametrize(

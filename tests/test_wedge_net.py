@@ -28,7 +28,7 @@ def images(count, size=96):
 )
 def test_an_image_is_embedded_alike_in_any_batch(backbone, stream, semantic, dim):
     frequency = {
-        "condition": lambda: ConditionStream("haar", ["clean", "noise10", "blur1"], True, 96),
+        "condition": lambda: ConditionStream("haar", ["clean", "noise10", "blur1"], True, (96, 96)),
         "gate": lambda: FrequencyGate("haar", backbone.channels, 42),
         "off": lambda: None,
     }[stream]()
@@ -62,7 +62,7 @@ def test_embedding_is_what_the_design_says(backbone):
 
 @pytest.mark.parametrize("size", [96, 100, 224])
 def test_grid_is_the_embeddings(backbone, size):
-    rows, columns = grid_size(size)
+    rows, columns = grid_size((size, size))
     assert WedgeNet(backbone).embed(images(1, size)).features.shape[1] == rows * columns
 
 
@@ -86,7 +86,7 @@ def test_seed_decides_the_gate(backbone):
 def test_an_image_in_memory_scores_nothing_and_a_spot_shows_where_it_is(backbone):
     net = WedgeNet(backbone)
     good = images(4) * 0.2 + 0.4
-    detector = Detector(net, [MemoryBank(net.embed(good).features.flatten(0, 1))], 96)
+    detector = Detector(net, [MemoryBank(net.embed(good).features.flatten(0, 1))], (96, 96))
     bad = good[:1].clone()
     bad[:, :, 60:80, 10:30] = 0
     known, defect = detector.predict(good), detector.predict(bad)
@@ -100,7 +100,7 @@ def test_held_out_scores_are_those_against_a_bank_of_the_other_folds():
     generator = torch.Generator().manual_seed(0)
     features = torch.rand(7, 16, 6, generator=generator)
     kept = torch.randperm(7 * 16, generator=generator)[:60].sort().values
-    anomaly_map = AnomalyMap((4, 4), 32)
+    anomaly_map = AnomalyMap((4, 4), (32, 32))
     scores = held_out_scores(features, features.flatten(0, 1)[kept], kept // 16, anomaly_map)
     assert scores.shape == (7,)
     for image in range(7):  # 7 images in 10 folds: each is a fold of its own
@@ -111,4 +111,4 @@ def test_held_out_scores_are_those_against_a_bank_of_the_other_folds():
 
 def test_one_training_image_cannot_be_held_out():
     features = torch.rand(1, 16, 6)
-    assert held_out_scores(features, features[0], torch.zeros(16).long(), AnomalyMap((4, 4), 32)).shape == (0,)
+    assert held_out_scores(features, features[0], torch.zeros(16).long(), AnomalyMap((4, 4), (32, 32))).shape == (0,)

@@ -65,6 +65,12 @@ def printable(text: str) -> str:
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
+@functools.cache
+def warn_once(message: str) -> None:
+    """One line on stderr, however often the same is said: images are read again for each condition and level."""
+    print(f"warning: {printable(message)}", file=sys.stderr)
+
+
 def _line(error: BaseException) -> str:
     return " ".join(str(error).split()) or type(error).__name__
 

@@ -26,6 +26,7 @@ from models.errors import InputError
 from models.frequency import STREAMS
 from models.whitening import METRICS
 from utils.console import Parser
+from utils.size import DEPTHS, SMALLEST, Size, as_size
 
 ALL_RATIOS = (1.0, 0.1, 0.01)
 
@@ -123,6 +124,12 @@ def _optional_share(value: Any) -> float | None:
         raise ValueError("None or a number above 0 and below 1") from None
 
 
+def _optional_depth(value: Any) -> int | None:
+    if value is not None and (type(value) is not int or value not in DEPTHS):
+        raise ValueError(f"None or one of {', '.join(map(str, DEPTHS))}")
+    return value
+
+
 def _shrinkage(value: Any) -> float:
     if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value < math.inf:
         raise ValueError("a finite number above 0")
@@ -167,9 +174,12 @@ class Settings:
 
     data_path: Path = _setting(_path, "data set in the MVTec AD layout")
     category: str = _setting(_text, "one category, a comma list, or 'all'")
-    image_size: int = _setting(_integer(32), "height and width that the network sees, in pixels")
-    resize: int = _setting(_integer(32), "length of the shorter side before the centre crop, in pixels")
+    image_size: Size = _setting(as_size, "what the network sees, in pixels: a number (square) or (height, width)")
+    resize: int = _setting(_integer(SMALLEST), "length of the shorter side before the centre crop, in pixels")
     center_crop: bool = _setting(_truth, "cut out the centre (True) or resize the whole image (False)")
+    bit_depth: int | None = _setting(
+        _optional_depth, "of files with 16 bits a channel: bits that are used; None = found from the training images"
+    )
     batch_size: int = _setting(_integer(1), "images at a time")
     num_workers: int = _setting(_workers, "processes that decode images: 'auto' or a number, 0 = none")
     seed: int = _setting(_integer(0), "seed of the coreset's start, random sampling and the frequency gate")
@@ -206,9 +216,11 @@ class Settings:
         """The settings that an embedding depends on, under their constants' names: what a bank must agree with."""
         names = ("IMAGE_SIZE", "CENTER_CROP", "RESIZE", "BACKBONE", "WAVELET_TYPE", "FREQUENCY_STREAM", "USE_SEMANTIC")
         names += ("LIGHT_ALIGNMENT", "CLEAN_SHARE", "METRIC", "WHITENING_SHRINKAGE", "EMBEDDING_DIM")
-        values = {name: getattr(self, name.lower()) for name in names}
+        values = {name: getattr(self, name.lower()) for name in names} | {"IMAGE_SIZE": self.image_size.written()}
         if not self.center_crop:
             values["RESIZE"] = None  # not used then
+        if self.bit_depth is not None:  # otherwise any will do
+            values["BIT_DEPTH"] = self.bit_depth
         values["CONDITIONS"] = ",".join(self.conditions)
         if self.frequency_stream != "condition":
             values |= {"CONDITIONS": None, "LIGHT_ALIGNMENT": None, "CLEAN_SHARE": None}
@@ -240,10 +252,11 @@ def make_settings(values: Mapping[str, Any]) -> Settings:
         except ValueError as error:
             raise InputError(f"{constant} is {values[constant]!r}; it must be {error}") from None
     settings = Settings(**checked)
-    if settings.center_crop and settings.resize < settings.image_size:
+    shorter = min(settings.image_size)
+    if settings.center_crop and settings.resize < shorter:
         raise InputError(
-            f"RESIZE is {settings.resize}, smaller than the crop: it must be at least IMAGE_SIZE "
-            f"({settings.image_size}), or set CENTER_CROP = False"
+            f"RESIZE is {settings.resize}, smaller than the crop: it must be at least IMAGE_SIZE's shorter side "
+            f"({shorter}), or set CENTER_CROP = False"
         )
     return settings
 

@@ -2,7 +2,8 @@
 
 import hashlib
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import chain
 from pathlib import Path
 from typing import TypeVar
 
@@ -13,10 +14,12 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from models.errors import InputError
-from utils.data.image import EXTENSIONS, Geometry, read_image, read_mask
+from utils.console import progress, warn_once
+from utils.data.image import EXTENSIONS, Geometry, largest_value, read_image, read_mask
 from utils.data.mvtec import MVTEC_CATEGORIES
 from utils.data.names import GOOD, good_folders, images, labelled_images, subfolder
 from utils.settings import Settings
+from utils.size import DEPTHS
 
 Item = TypeVar("Item")
 HOW_TO_GET_DATA = (
@@ -116,52 +119,76 @@ def files_digest(samples: Sequence[Sample]) -> str:
     return hashlib.sha256(lines.encode()).hexdigest()[:16]
 
 
+def with_bit_depth(samples: Sequence[Sample], settings: Settings) -> Settings:
+    """The settings with the bit depth of these training images, unless BIT_DEPTH gives one.
+
+    It is the smallest of ``DEPTHS`` that their largest value fits in: what a camera of 12 bits writes is a file of 16.
+    Raises :class:`InputError` naming a file that cannot be used.
+    """
+    if settings.bit_depth is not None:
+        return settings
+    largest = 0
+    for sample in progress(samples, "bit depth"):
+        largest = max(largest, largest_value(sample.path))
+        if largest >= 2 ** DEPTHS[-2]:
+            break  # it cannot be more
+    return replace(settings, bit_depth=next(depth for depth in DEPTHS if largest < 2**depth))
+
+
 class _Decoded(Dataset):
-    """Item i: sample i's pixels (H, W, 3) and mask (H, W), uint8; or the InputError that decoding it met."""
+    """Item i: sample i's pixels (H, W, 3) and mask (H, W), uint8, and what there is to tell; or the InputError that
+    decoding it met."""
 
     def __init__(self, samples: Sequence[Sample], settings: Settings):
         self.samples = samples
         self.geometry = Geometry(settings.image_size, settings.resize, settings.center_crop)
+        self.bit_depth = settings.bit_depth
 
     def __len__(self) -> int:
         return len(self.samples)
 
-    def __getitem__(self, index: int) -> tuple[np.ndarray, np.ndarray] | InputError:
-        sample = self.samples[index]
+    def __getitem__(self, index: int) -> tuple[np.ndarray, np.ndarray, list[str]] | InputError:
+        sample, notes = self.samples[index], []
         try:
-            image = read_image(sample.path)
+            image = read_image(sample.path, self.bit_depth, notes.append)
             pixels = self.geometry.apply(image)
             if sample.mask is None:
-                return pixels, np.zeros(pixels.shape[:2], np.uint8)
+                return pixels, np.zeros(pixels.shape[:2], np.uint8), notes
             mask = read_mask(sample.mask, image.size)
-            return pixels, self.geometry.apply(mask, Image.Resampling.NEAREST)
+            return pixels, self.geometry.apply(mask, Image.Resampling.NEAREST), notes
         except InputError as error:
             # Raised in a worker it would come back with the worker's traceback in its message.
             return error
 
 
-def _collate(items: list[tuple[np.ndarray, np.ndarray] | InputError]) -> tuple[Tensor, Tensor] | InputError:
+def _collate(
+    items: list[tuple[np.ndarray, np.ndarray, list[str]] | InputError],
+) -> tuple[Tensor, Tensor, list[str]] | InputError:
     for item in items:
         if isinstance(item, InputError):
             return item
-    images, masks = zip(*items, strict=True)
-    return torch.from_numpy(np.stack(images)), torch.from_numpy(np.stack(masks))
+    images, masks, notes = zip(*items, strict=True)
+    return torch.from_numpy(np.stack(images)), torch.from_numpy(np.stack(masks)), [*chain(*notes)]
 
 
 def batches(samples: Sequence[Sample], settings: Settings) -> Iterator[Batch]:
     """The samples in order, BATCH_SIZE at a time, decoded in NUM_WORKERS processes.
 
-    Raises :class:`InputError` naming the file that cannot be used.
+    The first one that has fewer bits than BIT_DEPTH is told. Raises :class:`InputError` naming the file that cannot be
+    used.
     """
     workers = min(settings.num_workers, -(-len(samples) // settings.batch_size))
     loader = DataLoader(
         _Decoded(samples, settings), settings.batch_size, num_workers=workers, collate_fn=_collate, shuffle=False
     )
-    start = 0
+    start, told = 0, False
     for decoded in loader:
         if isinstance(decoded, InputError):
             raise decoded
-        pixels, masks = decoded
+        pixels, masks, notes = decoded
+        if notes and not told:
+            warn_once(f"{notes[0]}; others like it are not named")
+            told = True
         images = pixels.permute(0, 3, 1, 2).float().div_(255)
         yield Batch(images, masks > 0, list(samples[start : start + len(images)]))
         start += len(images)

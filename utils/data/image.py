@@ -1,6 +1,9 @@
 """From an image file to the pixels that the network sees, with Pillow and NumPy alone, so that an edge device can."""
 
+import sys
 import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -8,18 +11,72 @@ import numpy as np
 from PIL import Image, ImageOps
 
 from models.errors import InputError
+from utils.size import Size
 
 FORMATS = ("PNG", "JPEG", "BMP", "TIFF", "WEBP", "GIF")  # others can start programs (EPS) or are seldom fuzzed
 EXTENSIONS = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp")
+TIFF_BITS, TIFF_PLANES = 258, 284  # tags: bits of each channel; 1 if a pixel's channels lie together
+# Pillow's names for two bytes a channel (N: in this machine's order), and for the same bytes in the other order.
+SWAPPED = {
+    f"{mode};16{order}": f"{mode};16{other}"
+    for mode in ("RGB", "RGBA")
+    for order, other in (("B", "L"), ("L", "B"), ("N", "B" if sys.byteorder == "little" else "L"))
+}
 MAX_PIXELS = 100_000_000  # a larger picture is refused before it is decoded
 
 
-def read_image(path: Path) -> Image.Image:
+def read_image(path: Path, depth: int | None = None, tell: Callable[[str], None] | None = None) -> Image.Image:
     """Decode an image file to 8-bit RGB, upright (its EXIF rotation applied).
 
-    Grey, palette, RGBA (alpha dropped), CMYK and 16-bit images are converted; of an animation the first frame is taken.
-    Raises :class:`InputError` naming the file if it is absent, empty, truncated, too large or no image.
+    Grey, palette, RGBA (alpha dropped) and CMYK images are converted; of an animation the first frame is taken.
+    A file of 16 bits a channel, grey or RGB, holds pixels of ``depth`` bits (8 to 16, None: 16): 2^depth - 1 becomes
+    255. A file of 8 bits is read as it is; where it should be deeper, ``tell`` is called with a line that says so.
+
+    Raises :class:`InputError` naming the file if it is absent, empty, truncated, too large or no image, or has larger
+    values than ``depth`` allows.
     """
+    with _opened(path) as image:
+        if _is_deep(image):
+            values, white = _values(image, path), 2 ** (depth or 16) - 1
+            if (largest := int(values.max())) > white:
+                raise InputError(
+                    f"image {path} has values up to {largest}: training had {depth} bits a pixel, 0 to {white} "
+                    "(BIT_DEPTH sets it)"
+                )
+            shades = (np.arange(white + 1) * 255 + white // 2) // white  # rounded, as the same picture in 8 bits is
+            return Image.fromarray(shades.astype(np.uint8)[values]).convert("RGB")
+        if depth is not None and depth > 8 and tell is not None:
+            tell(f"image {path} has 8 bits a pixel, training had {depth}: it is judged as if its white were the same")
+        return _upright(image).convert("RGB")
+
+
+def read_mask(path: Path, size: tuple[int, int]) -> Image.Image:
+    """Decode a ground-truth mask to 0 and 255 (anything that is not black is defect).
+
+    Raises :class:`InputError` if it cannot be read or has another ``size`` (width, height) than its image.
+    """
+    with _opened(path) as image:
+        if _is_deep(image):
+            mask = Image.fromarray((np.atleast_3d(_values(image, path)) > 0).any(axis=2))
+        else:
+            mask = _upright(image).convert("RGB").convert("L")
+    if mask.size != size:
+        raise InputError(f"mask {path} has size {mask.width} x {mask.height}, its image has {size[0]} x {size[1]}")
+    return mask.convert("L").point(lambda value: 255 if value else 0)
+
+
+def largest_value(path: Path) -> int:
+    """The largest pixel of a file of 16 bits a channel; 0 of one of 8 bits, which is not decoded.
+
+    Raises :class:`InputError` as ``read_image`` does.
+    """
+    with _opened(path) as image:
+        return int(_values(image, path).max()) if _is_deep(image) else 0
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[Image.Image]:
+    """An image file, its header read. What goes wrong while it is decoded becomes :class:`InputError` here."""
     try:
         if path.exists() and not path.is_file():
             raise ValueError("no regular file")  # a pipe would be waited for, a device read for ever
@@ -31,7 +88,7 @@ def read_image(path: Path) -> Image.Image:
                         f"image {path} has {image.width} x {image.height} pixels, more than "
                         f"{MAX_PIXELS // 10**6} megapixels: scale it down first"
                     )
-                return _to_rgb(ImageOps.exif_transpose(image))
+                yield image
     except InputError:
         raise
     except FileNotFoundError:
@@ -41,56 +98,84 @@ def read_image(path: Path) -> Image.Image:
         raise InputError(f"image {path} cannot be read ({reason}): replace or remove it") from None
 
 
-def read_mask(path: Path, size: tuple[int, int]) -> Image.Image:
-    """Decode a ground-truth mask to 0 and 255 (anything that is not black is defect).
-
-    Raises :class:`InputError` if it cannot be read or has another ``size`` (width, height) than its image.
-    """
-    mask = read_image(path).convert("L")
-    if mask.size != size:
-        raise InputError(f"mask {path} has size {mask.width} x {mask.height}, its image has {size[0]} x {size[1]}")
-    return mask.point(lambda value: 255 if value else 0)
-
-
-def _to_rgb(image: Image.Image) -> Image.Image:
-    if image.mode.startswith("I"):  # 16 bits in one channel, or 32 that hold 16
-        values = np.asarray(image).astype(np.int64)
-        if values.min() < 0 or values.max() > 65535:
-            raise ValueError("more than 16 bits a pixel")
-        return Image.fromarray((values // 257).astype(np.uint8)).convert("RGB")
+def _upright(image: Image.Image) -> Image.Image:
     if image.mode == "F":
         raise ValueError("floating-point pixels")
-    return image.convert("RGB")
+    return ImageOps.exif_transpose(image)
+
+
+def _raw_mode(image: Image.Image) -> str:
+    """How the pixels lie in a file that is opened and not decoded, in Pillow's words: 'RGB;16B', 'L', ..."""
+    if image.format not in ("PNG", "TIFF") or not image.tile:
+        return image.mode
+    how = image.tile[0].args
+    return how if isinstance(how, str) else how[0]
+
+
+def _is_deep(image: Image.Image) -> bool:
+    """Whether an image that is opened and not decoded has more than 8 bits a channel."""
+    separate = image.format == "TIFF" and max(image.tag_v2.get(TIFF_BITS, (8,))) == 16
+    return image.mode.startswith("I") or ";16" in _raw_mode(image) or separate
+
+
+def _values(image: Image.Image, path: Path) -> np.ndarray:
+    """The pixels (H, W) or (H, W, 3) uint16 of a deep image that is opened and not decoded.
+
+    Pillow has no colours of 16 bits: it keeps each value's first byte, the last where it is made to believe that the
+    bytes are swapped. So a colour picture is decoded twice.
+    """
+    if image.mode.startswith("I"):  # 16 bits in one channel, or 32 that hold 16
+        values = np.asarray(ImageOps.exif_transpose(image))
+        if values.min() < 0 or values.max() > 65535:
+            raise ValueError("more than 16 bits a pixel")
+        return values.astype(np.uint16, copy=False)
+    swapped = SWAPPED.get(_raw_mode(image))
+    if swapped is None or (image.format == "TIFF" and image.tag_v2.get(TIFF_PLANES, 1) != 1):
+        raise ValueError("16 bits a channel that are neither grey nor RGB, pixel by pixel")
+    high = np.asarray(ImageOps.exif_transpose(image))[..., :3]
+    with Image.open(path, formats=FORMATS) as again:
+        again.tile = [
+            tile._replace(args=swapped if isinstance(tile.args, str) else (swapped, *tile.args[1:]))
+            for tile in again.tile
+        ]
+        low = np.asarray(ImageOps.exif_transpose(again))[..., :3]
+    return high.astype(np.uint16) << 8 | low
 
 
 @dataclass(frozen=True)
 class Geometry:
-    """How an image is brought to ``image_size`` x ``image_size`` pixels; an image and its mask go through the same."""
+    """How an image is brought to ``image_size``; an image and its mask go through the same."""
 
-    image_size: int
+    image_size: Size
     resize: int
     center_crop: bool
 
     def apply(self, image: Image.Image, resample: Image.Resampling = Image.Resampling.BILINEAR) -> np.ndarray:
-        """(H, W[, 3]) uint8. The shorter side becomes ``resize`` and the centre is cut out, or the whole is resized."""
+        """(H, W[, 3]) uint8. The whole is resized; or it is scaled, its proportions kept, and the centre cut out.
+
+        Scaled until it covers the cut with the margin that makes the cut's shorter side ``resize``: of a square cut,
+        until its own shorter side is ``resize``.
+        """
+        height, width = self.image_size
         if not self.center_crop:
-            return np.asarray(image.resize((self.image_size, self.image_size), resample))
-        scale = self.resize / min(image.size)
-        width, height = (max(self.resize, int(side * scale)) for side in image.size)
-        left, top = (width - self.image_size) // 2, (height - self.image_size) // 2
-        box = (left, top, left + self.image_size, top + self.image_size)
-        return np.asarray(image.resize((width, height), resample).crop(box))
+            return np.asarray(image.resize((width, height), resample))
+        (scaled_width, scaled_height), (left, top) = self._placed(image.size)
+        scaled = image.resize((scaled_width, scaled_height), resample)
+        return np.asarray(scaled.crop((left, top, left + width, top + height)))
 
     def in_file(self, size: tuple[int, int]) -> tuple[tuple[float, float], tuple[float, float]]:
         """Where the pixels of :meth:`apply` lie in an image of ``size`` (width, height).
 
         Returns (x, y) of their upper left corner and (width, height) of each, in the image's pixels.
         """
-        width, height = self.image_size, self.image_size
-        left = top = 0
-        if self.center_crop:
-            scale = self.resize / min(size)
-            width, height = (max(self.resize, int(side * scale)) for side in size)
-            left, top = (width - self.image_size) // 2, (height - self.image_size) // 2
-        scale_x, scale_y = size[0] / width, size[1] / height
-        return (left * scale_x, top * scale_y), (scale_x, scale_y)
+        scaled, corner = (self.image_size[::-1], (0, 0)) if not self.center_crop else self._placed(size)
+        scale_x, scale_y = (side / other for side, other in zip(size, scaled, strict=True))
+        return (corner[0] * scale_x, corner[1] * scale_y), (scale_x, scale_y)
+
+    def _placed(self, size: tuple[int, int]) -> tuple[tuple[int, int], tuple[int, int]]:
+        """(width, height) to which an image of ``size`` is scaled, and the (left, top) corner of the cut in it."""
+        height, width = self.image_size
+        cover = [side * self.resize // min(self.image_size) for side in (width, height)]
+        scale = max(least / side for least, side in zip(cover, size, strict=True))
+        scaled_width, scaled_height = (max(least, int(side * scale)) for least, side in zip(cover, size, strict=True))
+        return (scaled_width, scaled_height), ((scaled_width - width) // 2, (scaled_height - height) // 2)

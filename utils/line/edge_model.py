@@ -10,6 +10,7 @@ import numpy as np
 from models.conformal import conformal_threshold
 from models.errors import InputError
 from utils.data.image import Geometry
+from utils.size import DEPTHS, as_size
 
 FORMAT = 1
 KEY = "wedge_net"  # of the model's metadata
@@ -35,8 +36,13 @@ class ModelInfo:
     def geometry(self) -> Geometry:
         """How an image becomes the pixels that the model sees."""
         crop = self.settings["CENTER_CROP"]
-        size = self.settings["IMAGE_SIZE"]
-        return Geometry(size, self.settings["RESIZE"] if crop else size, crop)
+        size = as_size(self.settings["IMAGE_SIZE"])
+        return Geometry(size, self.settings["RESIZE"] if crop else min(size), crop)
+
+    @property
+    def bit_depth(self) -> int | None:
+        """Of the camera that took the training images; None in a model that was made before it was asked."""
+        return self.settings.get("BIT_DEPTH")
 
     @property
     def conditions(self) -> list[str]:
@@ -62,7 +68,9 @@ class ModelInfo:
             scores = np.asarray(info.calibration_scores, dtype=np.float64)
             if not np.isfinite([info.threshold, info.false_alarm_rate, *scores]).all() or not str(info.category):
                 raise ValueError
-            if not all(isinstance(side, int) and side > 0 for side in (info.geometry.image_size, info.geometry.resize)):
+            if not isinstance(info.geometry.resize, int) or info.geometry.resize < min(info.geometry.image_size):
+                raise ValueError
+            if info.bit_depth not in (None, *DEPTHS):
                 raise ValueError
         except (KeyError, TypeError, ValueError):
             raise ValueError("its description is incomplete or damaged") from None
@@ -84,7 +92,7 @@ def model_info(
 
 
 class Judged(NamedTuple):
-    """``scores`` (N,), anomaly ``maps`` (N, S, S), and for each image the condition that it was judged in, by its
+    """``scores`` (N,), anomaly ``maps`` (N, H, W), and for each image the condition that it was judged in, by its
     number among ``ModelInfo.conditions``, and whether it is ``unfamiliar``: unlike the training images in all of them.
     """
 
@@ -100,7 +108,7 @@ class Model(Protocol):
     info: ModelInfo
 
     def predict(self, images: np.ndarray) -> Judged:
-        """Judge (N, S, S, 3) uint8 RGB images."""
+        """Judge (N, H, W, 3) uint8 RGB images."""
 
 
 class OnnxModel:
@@ -134,13 +142,12 @@ class OnnxModel:
             self.info = ModelInfo.from_json(text)
         except ValueError as error:
             raise InputError(f"model {path} cannot be used: {error}") from None
-        size = self.info.geometry.image_size
         inputs = [(entry.name, entry.type, entry.shape[1:]) for entry in self.session.get_inputs()]
-        if inputs != [("image", "tensor(uint8)", [size, size, 3])]:
+        if inputs != [("image", "tensor(uint8)", [*self.info.geometry.image_size, 3])]:
             raise InputError(f"model {path} cannot be used: its input is not what its description says")
 
     def predict(self, images: np.ndarray) -> Judged:
-        """Judge (N, S, S, 3) uint8 RGB images.
+        """Judge (N, H, W, 3) uint8 RGB images.
 
         Raises :class:`InputError` if the model cannot run or gives no finite scores.
         """

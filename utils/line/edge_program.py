@@ -25,6 +25,7 @@ MODULES = (
     "utils/pictures/__init__.py",
     "utils/pictures/heatmap.py",
     "utils/regions.py",
+    "utils/size.py",
 )
 
 

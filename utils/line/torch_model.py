@@ -39,7 +39,7 @@ class TorchModel:
         )
 
     def predict(self, images: np.ndarray) -> Judged:
-        """Judge (N, S, S, 3) uint8 RGB images."""
+        """Judge (N, H, W, 3) uint8 RGB images."""
         pixels = torch.from_numpy(images).permute(0, 3, 1, 2).float().div_(255)
         scores, maps, conditions, unfamiliar = self.detector.predict(pixels)
         if conditions is None:

@@ -14,7 +14,7 @@ ENLARGED = 2  # times, so that the outline, one pixel of the map wide, leaves th
 
 
 def overlay(image: np.ndarray, anomaly_map: np.ndarray, threshold: float) -> Image.Image:
-    """Draw a map (S, S) over an image (S, S, 3) uint8, enlarged; what lies above the threshold is outlined in green.
+    """Draw a map (H, W) over an image (H, W, 3) uint8, enlarged; what lies above the threshold is outlined in green.
 
     Colours run from black (no distance) over red (the threshold, at half) to yellow (twice the threshold and more); the
     closer to the threshold, the less of the image shows through.

@@ -1,5 +1,6 @@
 """Pictures made of image panels: what the detector sees in one image, and how corruption changes its maps."""
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -55,18 +56,22 @@ def draw_result(
     score: float,
     threshold: float | None,
 ) -> None:
-    """Six columns: input, ground truth, frequency map, semantic map, anomaly score, overlay (the paper's Figure 3).
+    """Six panels: input, ground truth, frequency map, semantic map, anomaly score, overlay (the paper's Figure 3).
 
     ``anomaly`` (H, W) is the anomaly map and ``scale`` the range of its colours; ``score`` is the image's.
     """
-    figure = Figure(figsize=(12, 2.5), layout="constrained")
+    height, width = streams.image.shape[:2]
+    # Six wide panels in a row would be slits: what is more than twice as wide as high gets three rows of two.
+    rows, columns = (3, 2) if width > 2 * height else (1, 6)
+    across, down = _panel_size(height, width)
+    figure = Figure(figsize=(columns * across, rows * (down + 0.25) + 0.25), layout="constrained")
     condition = "" if streams.condition is None else f"    condition {streams.condition}"
     figure.suptitle(f"{name}{condition}    score {score:.4g}{_verdict(score, threshold)}", fontsize=10)
-    axes = figure.subplots(1, 6)
+    axes = figure.subplots(rows, columns).ravel()
     _panel(axes[0], streams.image)
-    _panel(axes[1], streams.mask, "no mask", cmap="gray", vmin=0, vmax=1)
-    _panel(axes[2], streams.frequency, "off", cmap="viridis", vmin=0, vmax=1)
-    _panel(axes[3], streams.semantic, "off", cmap="viridis", vmin=0, vmax=1)
+    _panel(axes[1], streams.mask, "no mask", height / width, cmap="gray", vmin=0, vmax=1)
+    _panel(axes[2], streams.frequency, "off", height / width, cmap="viridis", vmin=0, vmax=1)
+    _panel(axes[3], streams.semantic, "off", height / width, cmap="viridis", vmin=0, vmax=1)
     _panel(axes[4], anomaly, cmap=HEAT, norm=scale)
     _panel(axes[5], streams.image)
     # The hotter, the less transparent: the part stays visible where nothing is wrong.
@@ -80,7 +85,8 @@ def draw_result(
     titles = ("input", "ground truth", "frequency map", "semantic map", "anomaly score", "overlay")
     for axis, title in zip(axes, titles, strict=True):
         axis.set_title(title, fontsize=9)
-    _colour_bar(figure, axes[5], scale, threshold, fraction=0.05)
+    # Beside the last column: one of several low panels is too short for what is written along the bar.
+    _colour_bar(figure, axes[columns - 1 :: columns], scale, threshold, fraction=0.05)
     save_figure(path, figure)
 
 
@@ -91,7 +97,9 @@ def draw_levels(
 
     ``images`` (N, H, W, 3) in [0, 1], the first one uncorrupted. One colour scale for each method over all levels.
     """
-    figure = Figure(figsize=(8, 2.1 * len(labels) + 1), layout="constrained")
+    height, width = images.shape[1:3]
+    across, down = _panel_size(height, width)
+    figure = Figure(figsize=(4 * across, (down + 0.1) * len(labels) + 1), layout="constrained")
     figure.suptitle(f"{name}, a good part", fontsize=10)
     axes = figure.subplots(len(labels), 2 + len(methods))
     for row, label, image in zip(axes, labels, images, strict=True):
@@ -101,7 +109,7 @@ def draw_levels(
     for column, found in zip(axes.T[2:], methods.values(), strict=True):
         if found is None:
             for axis in column:
-                _panel(axis, None, "Skipped")
+                _panel(axis, None, "Skipped", height / width)
             column[-1].set_xlabel("no usable memory bank", fontsize=8)
             continue
         scale = colour_scale(found.maps, found.threshold)
@@ -114,15 +122,24 @@ def draw_levels(
     save_figure(path, figure)
 
 
-def _panel(axis: Axes, values: np.ndarray | None, without: str = "", **colours: object) -> None:
-    """An image without ticks; where there is none, a grey field that says why."""
+def _panel_size(height: int, width: int) -> tuple[float, float]:
+    """Inches across and down for an image of this shape: of all shapes the area is that of a square of 2 inches."""
+    stretch = math.sqrt(width / height)
+    return 2 * stretch, 2 / stretch
+
+
+def _panel(
+    axis: Axes, values: np.ndarray | None, without: str = "", proportion: float = 1.0, **colours: object
+) -> None:
+    """An image without ticks; where there is none, a grey field of that ``proportion`` (height by width) that says
+    why."""
     axis.set_xticks([])
     axis.set_yticks([])
     if values is not None:
         axis.imshow(values, **colours)
         return
     axis.set_facecolor("0.85")
-    axis.set_box_aspect(1)
+    axis.set_box_aspect(proportion)
     axis.text(0.5, 0.5, without, transform=axis.transAxes, ha="center", va="center", color="0.35")
 
 

@@ -27,9 +27,9 @@ class Checkpoint:
 
     ``memory_bank`` (M, D) float32 or float16, the banks of all conditions one after the other; ``bank_sizes`` (K,)
     int64, how many vectors each has; ``score_scales`` (K, 2) what makes their scores alike, see ``Detector``;
-    ``settings`` those the embedding depends on; ``state`` what the embedding has beside the backbone; ``fingerprint``
-    of the backbone's weights; ``training_digest`` of the training files; ``calibration_scores`` (n,) of training images
-    against a bank without them.
+    ``settings`` those the embedding depends on, and the BIT_DEPTH that was found; ``state`` what the embedding has
+    beside the backbone; ``fingerprint`` of the backbone's weights; ``training_digest`` of the training files;
+    ``calibration_scores`` (n,) of training images against a bank without them.
     """
 
     memory_bank: Tensor
@@ -159,7 +159,7 @@ def make_bank(vectors: Tensor, path: Path) -> MemoryBank:
         raise InputError(f"memory bank {path} cannot be used: {error}") from error
 
 
-def make_detector(checkpoint: Checkpoint, net: Net, image_size: int, path: Path) -> Detector:
+def make_detector(checkpoint: Checkpoint, net: Net, image_size: tuple[int, int], path: Path) -> Detector:
     """The detector of a checkpoint of ``path`` that fits ``net``, which is as it was when the checkpoint was made.
 
     Raises :class:`InputError` if a bank cannot be used.
@@ -169,7 +169,8 @@ def make_detector(checkpoint: Checkpoint, net: Net, image_size: int, path: Path)
         raise InputError(
             f"{path} is damaged: its vectors have {checkpoint.memory_bank.shape[1]} dimensions, its metric {net.dim}"
         )
-    return Detector(net, banks, image_size, checkpoint.calibration_scores, checkpoint.score_scales)
+    depth = checkpoint.settings.get("BIT_DEPTH")  # older files do not say
+    return Detector(net, banks, image_size, checkpoint.calibration_scores, checkpoint.score_scales, depth)
 
 
 def load_detector(settings: Settings, category: str, ratio: float, net: WedgeNet) -> tuple[Detector, Checkpoint]:

@@ -14,7 +14,7 @@ from models.scoring import AnomalyMap, Prediction, Scoring
 from models.wedge_net import grid_size
 from models.whitening import Whitening
 from utils.console import progress
-from utils.data.dataset import Sample, batches, train_samples
+from utils.data.dataset import Sample, batches, train_samples, with_bit_depth
 from utils.data.dataset import test_samples as samples_for_test
 from utils.pipeline.inference import extract_features
 from utils.settings import Settings
@@ -51,10 +51,11 @@ def single_bank(settings: Settings) -> Settings:
 
 def extract(net: Net, settings: Settings, category: str) -> Features:
     """The features of a category's training and test images."""
-    samples = samples_for_test(settings, category)
+    good, samples = train_samples(settings, category), samples_for_test(settings, category)
+    settings = with_bit_depth(good, settings)
     labels = np.array([sample.label for sample in samples])
     return Features(
-        extract_features(net, train_samples(settings, category), settings, f"{category}: training features"),
+        extract_features(net, good, settings, f"{category}: training features"),
         extract_features(net, samples, settings, f"{category}: test features"),
         labels,
         _masks(samples, settings) if all(sample.mask for sample in samples if sample.label) else None,
@@ -77,7 +78,7 @@ def banks(features: Features, sizes: Sequence[int], seed: int, dtype: torch.dtyp
         yield torch.cat([bank.nearest(part.flatten(0, 1)).view(part.shape[:2]) for part in parts])
 
 
-def predict(distances: Tensor, image_size: int, scoring: Scoring) -> Prediction:
+def predict(distances: Tensor, image_size: tuple[int, int], scoring: Scoring) -> Prediction:
     """(T, h*w) distances -> the images' scores and anomaly maps."""
     grid = grid_size(image_size)
     return AnomalyMap(grid, image_size, scoring).predict(distances.view(-1, *grid))

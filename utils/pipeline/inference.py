@@ -1,7 +1,7 @@
 """Run trained detectors over a category's images."""
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -61,6 +61,7 @@ def score_samples(
     alter: Alteration | None = None,
 ) -> list[Scored]:
     """Score the samples with several banks; an embedding that they share is computed once."""
+    settings = at_depth_of(detectors, settings)
     found: list[list[dict[str, Tensor]]] = [[] for _ in detectors]
     masks = []
     for batch in with_progress(samples, settings, what):
@@ -81,6 +82,12 @@ def score_samples(
         whole = {name: torch.cat([part[name] for part in parts]).numpy() for name in parts[0]}
         results.append(Scored(list(samples), labels, masks=truth, **whole))
     return results
+
+
+def at_depth_of(detectors: Sequence[Detector], settings: Settings) -> Settings:
+    """The settings with the bit depth that detectors of one category were trained with, if one of them knows."""
+    known = [detector.bit_depth for detector in detectors if detector.bit_depth is not None]
+    return replace(settings, bit_depth=known[0]) if known else settings
 
 
 def with_progress(samples: Sequence[Sample], settings: Settings, what: str) -> Iterator[Batch]:

@@ -43,7 +43,8 @@ def find_patchcore(settings: Settings, category: str) -> tuple[Path, float] | No
 
 def patchcore_embedding(settings: Settings) -> dict[str, Any]:
     """The settings that a bank of ours must agree with, under their constants' names."""
-    geometry = {name: settings.embedding()[name] for name in ("IMAGE_SIZE", "CENTER_CROP", "RESIZE")}
+    names = ("IMAGE_SIZE", "CENTER_CROP", "RESIZE", "BIT_DEPTH")
+    geometry = {name: value for name, value in settings.embedding().items() if name in names}
     return geometry | {"PATCHCORE_BACKBONE": settings.patchcore_backbone}
 
 
@@ -105,7 +106,7 @@ def load_patchcore(settings: Settings, category: str) -> Detector | None:
             f"{settings.patchcore_backbone} give {dim}; set PATCHCORE_BACKBONE to the network it was made with"
         )
     net = build_patchcore(settings) if weights is None else _own_network(settings, weights, path)
-    return Detector(net, [make_bank(bank, path)], settings.image_size)
+    return Detector(net, [make_bank(bank, path)], settings.image_size, bit_depth=settings.bit_depth)
 
 
 class _Ignored:

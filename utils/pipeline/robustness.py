@@ -20,7 +20,7 @@ from utils.pictures.figures import draw_robustness
 from utils.pictures.panels import Maps, draw_levels
 from utils.pictures.tables import format_table, write_csv
 from utils.pipeline.checkpoint import build_net, load_detector
-from utils.pipeline.inference import Alteration, score_samples
+from utils.pipeline.inference import Alteration, at_depth_of, score_samples
 from utils.pipeline.patchcore import find_patchcore, load_patchcore
 from utils.settings import Settings, ratio_name
 
@@ -137,7 +137,7 @@ def show_robustness(settings: Settings, corruption: Corruption, png: str) -> int
         good = [sample for sample in test_samples(settings, category) if not sample.label]
         if not good:
             raise InputError(f"{category} has no good test image (test/good) to draw")
-        batch = next(batches(good[:1], settings))
+        batch = next(batches(good[:1], at_depth_of(ours, settings)))
         images = torch.cat([corruption.hook(settings, level, settings.seed)(batch) for level in corruption.shown])
         reference = None if baseline is None else _maps(settings, baseline, images)
         for ratio, detector in zip(settings.sampling_ratio, ours, strict=True):

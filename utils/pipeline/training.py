@@ -1,5 +1,6 @@
 """Making memory banks, the same way for WEDGE-Net and for the PatchCore baseline."""
 
+import functools
 import math
 import sys
 from collections.abc import Callable, Sequence
@@ -18,7 +19,7 @@ from models.errors import InputError
 from models.scoring import AnomalyMap
 from models.wedge_net import grid_size
 from models.whitening import Whitening, fit_whitening
-from utils.data.dataset import Sample, files_digest, train_samples
+from utils.data.dataset import Sample, files_digest, train_samples, with_bit_depth
 from utils.pipeline.checkpoint import Checkpoint, bank_path, build_net, load_checkpoint, misfit, save_checkpoint
 from utils.pipeline.conditions import learn_conditions, training_alteration
 from utils.pipeline.inference import extract_features
@@ -33,8 +34,8 @@ class Method:
     ``embedding`` the settings that the features depend on; ``path`` of a category and a ratio: where that bank goes;
     ``folder`` the setting that names its folder; ``fit_metric`` makes (N, D) training patches into the map that the
     features go through, or None, given the number of dimensions to keep or None for what the settings say;
-    ``bank_dtype`` what the bank is stored in; ``prepare`` makes a category's training images and its name into the net
-    that knows their conditions, None where there is but one.
+    ``bank_dtype`` what the bank is stored in; ``prepare`` makes a category's training images, the settings and its name
+    into the net that knows their conditions, None where there is but one.
     """
 
     net: Net
@@ -43,7 +44,7 @@ class Method:
     folder: str
     fit_metric: Callable[[Tensor, int | None], Whitening | None] = lambda patches, dim: None
     bank_dtype: torch.dtype = torch.float32
-    prepare: Callable[[Sequence[Sample], str], Net] | None = None
+    prepare: Callable[[Sequence[Sample], Settings, str], Net] | None = None
 
 
 def wedge_net_method(settings: Settings) -> Method:
@@ -58,7 +59,7 @@ def wedge_net_method(settings: Settings) -> Method:
             patches, settings.metric, settings.whitening_shrinkage, dim or settings.embedding_dim
         ),
         getattr(torch, settings.bank_dtype),
-        None if net.stream is None else lambda samples, category: learn_conditions(net, samples, settings, category),
+        None if net.stream is None else functools.partial(learn_conditions, net),
     )
 
 
@@ -83,7 +84,10 @@ def train_category(settings: Settings, category: str, method: Method, overwrite:
     if not ratios:
         return
 
-    net = method.net if method.prepare is None else method.prepare(samples, category)
+    settings = with_bit_depth(samples, settings)
+    if settings.bit_depth != 8:
+        print(f"[{category}] {settings.bit_depth} bits a pixel")
+    net = method.net if method.prepare is None else method.prepare(samples, settings, category)
     made, dim = [], None
     for condition, share in zip(net.conditions, settings.bank_shares(len(net.conditions)), strict=True):
         own_ratios = [ratio * share for ratio in ratios]
@@ -101,7 +105,7 @@ def train_category(settings: Settings, category: str, method: Method, overwrite:
             memory_bank=banks[0] if len(banks) == 1 else torch.cat(banks),
             bank_sizes=torch.tensor([len(bank) for bank in banks]),
             score_scales=scales_alike(scores),
-            settings=method.embedding,
+            settings=method.embedding | {"BIT_DEPTH": settings.bit_depth},
             state=net.state(),
             fingerprint=net.fingerprint,
             category=category,
