@@ -26,22 +26,12 @@ ENGINE = "auto"  # what runs the backbone: "auto" (onnxruntime on a CPU, torch e
 BACKBONE = "resnet50"
 BACKBONE_WEIGHTS = None  # None = ImageNet weights; a state-dict file for machines without internet; "random" = dry run
 WAVELET_TYPE = "haar"  # any discrete wavelet of PyWavelets: "haar", "bior2.2", "db2", ...
-FREQUENCY_STREAM = "condition"  # "condition" (a memory bank for each condition), "gate" (the paper's), "off"
-# Of "condition": noise in grey levels, blur in pixels (both sigma), colour as the factor of eval_color_robustness.py.
+FORM = "wedge"  # "wedge" (ours: a memory at two scales, a lens for each condition) or "paper" (the paper's)
+# Of "wedge": what pictures may be in. Noise in grey levels, blur in pixels (both sigma), colour as factor of contrast.
 CONDITIONS = "clean, noise5, noise10, noise20, noise30, noise40, blur1, blur2, colour0.5, colour1"
-CLEAN_SHARE = (
-    None  # of "condition": clean's share of SAMPLING_RATIO, the rest for the others; None = all of it for each
-)
-LIGHT_ALIGNMENT = True  # of "condition": bring light unlike any in training back to where the training images' lies
-USE_SEMANTIC = True  # add the semantic attention stream to the embedding
-
-# Metric: how far apart two patches are
-METRIC = "whitened"  # "whitened": by the good parts' own spread; "euclidean": as the features are (the paper's)
-WHITENING_SHRINKAGE = 1.0  # of "whitened": near 0 all directions count alike, large values come near to "euclidean"
-EMBEDDING_DIM = 0.99  # dimensions kept, of most variance: a number, or the share of "whitened" distances; None = all
+USE_SEMANTIC = False  # the semantic attention stream; in form "wedge" it costs accuracy on real photographs
 
 # Memory bank
-BANK_DTYPE = "float16"  # what a bank is stored in: "float32" or "float16"; the arithmetic is float32
 SAVE_DIR = "WEDGE-Net"  # banks, tables and figures go here
 SAMPLING_RATIO = 0.1  # share of the training patches that is kept: above 0 to 1, a comma list, or "all" (1, 0.1, 0.01)
 SAMPLING_METHOD = "coreset"  # "coreset" (greedy k-centre) or "random"

@@ -73,12 +73,10 @@ def export_detector(
     """Write one model, after a comparison with PyTorch; returns its path."""
     detector, checkpoint = load_detector(settings, category, ratio, net)
     settings = at_depth_of([detector], settings)
-    bank_dtype = getattr(torch, settings.bank_dtype)
     graph = detector_graph(
         detector,
         backbone,
         settings.image_size,
-        bank_dtype=bank_dtype,
         int8_images=calibration_images(settings, category) if int8 else None,
     )
     info = model_info(
@@ -91,15 +89,14 @@ def export_detector(
         | {"python": platform.python_version()},
     )
     onnx.helper.set_model_props(graph, {KEY: info.to_json()})
-    changed = f"_{settings.bank_dtype}" * (bank_dtype != checkpoint.memory_bank.dtype) + "_int8" * int8
     path = bank_path(settings.save_dir, category, ratio)
-    path = path.with_name(f"{path.stem}{changed}.onnx")
+    path = path.with_name(f"{path.stem}{'_int8' * int8}.onnx")
     with atomic_file(path) as temporary:
         temporary.write_bytes(graph.SerializeToString())
         samples = comparison_samples(settings, category)
         compared = compare(detector, OnnxModel(temporary), samples, settings, category)
         print(f"[{category}] {path}: {temporary.stat().st_size / 1e6:.2f} MB, opset {OPSET}\n    {compared}")
-        if not changed and compared.score_difference > TOLERANCE:
+        if not int8 and compared.score_difference > TOLERANCE:
             raise RuntimeError(
                 f"{path} is not kept: its scores differ from PyTorch's, which is a fault of this program"
             )

@@ -78,7 +78,7 @@ def see(net: WedgeNet, samples: Sequence[Sample], settings: Settings) -> Iterato
             yield Streams(
                 image=batch.images[place].permute(1, 2, 0).numpy(),
                 mask=None if sample.mask is None else batch.masks[place].numpy(),
-                frequency=None if settings.frequency_stream == "off" else frequency[place],
+                frequency=frequency[place],
                 semantic=semantic[place] if settings.use_semantic else None,
                 condition=None if reading is None else net.conditions[reading.conditions[place]].name,
             )

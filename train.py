@@ -25,11 +25,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     categories = find_categories(settings)
     check_writable(settings.save_dir, "SAVE_DIR")
     method = wedge_net_method(settings)
-    conditions = f", {len(method.net.conditions)} conditions" if len(method.net.conditions) > 1 else ""
-    print(
-        f"{settings.backbone} on {settings.device} by {method.net.backbone.name}, {method.net.dim} dimensions a patch, "
-        f"{settings.metric}{conditions}"
-    )
+    net = method.net
+    conditions = f", {len(net.conditions)} conditions" if len(net.conditions) > 1 else ""
+    dims = " and ".join(map(str, net.dims))
+    how = f"{net.backbone.name}, form {settings.form}, {dims} channels{conditions}"
+    print(f"{settings.backbone} on {settings.device} by {how}")
     return for_each(categories, lambda category: train_category(settings, category, method, options.overwrite))
 
 

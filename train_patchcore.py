@@ -27,7 +27,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     check_writable(settings.patchcore_dir, "PatchCore_DIR")
     method = patchcore_method(settings)
     net = method.net
-    print(f"{settings.patchcore_backbone} on {settings.device} by {net.backbone.name}, {net.dim} dimensions a patch")
+    print(
+        f"{settings.patchcore_backbone} on {settings.device} by {net.backbone.name}, {net.dims[0]} dimensions a patch"
+    )
     return for_each(categories, lambda category: train_category(settings, category, method, options.overwrite))
 
 

@@ -1,10 +1,11 @@
-"""What score a good part gets: the training images scored against a bank that has not seen them."""
+"""How far good parts lie from a memory that has not seen them: what thresholds and units are taken from."""
+
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
 from models.memory_bank import MemoryBank
-from models.scoring import AnomalyMap
 
 FOLDS = 10
 _BUDGET = 2e12  # multiply-adds: about half a minute on two cores; the selection that comes before takes longer
@@ -13,71 +14,73 @@ _MOST = 500  # images: more hardly move a threshold
 _FEWEST = 20  # images scored however large the bank
 
 
+def calibration_images(images: int, banks: Sequence[tuple[int, int, int]]) -> Tensor:
+    """Which of the training images are held out, one fold after the other: (n,) numbers, evenly spaced.
+
+    All of them, unless there are more than it takes, or the banks are so large that all would take too long.
+    ``banks``: for each scale the patches of an image, the vectors of the bank and their dimension.
+    """
+    cost = sum(patches * vectors * dim for patches, vectors, dim in banks)
+    count = min(images, _MOST, max(_FEWEST, int(_BUDGET / cost)))
+    return torch.linspace(0, images - 1, count).round().long()
+
+
 @torch.inference_mode()
-def held_out_scores(features: Tensor, vectors: Tensor, owners: Tensor, anomaly_map: AnomalyMap) -> Tensor:
-    """Score training images, each against a bank of the others: K-fold calibration at the cost of one search.
+def held_out_distances(features: Tensor, images: Tensor, count: int, vectors: Tensor, owners: Tensor) -> Tensor:
+    """Distances of training images' patches from a bank of the others: K-fold calibration at the cost of one search.
 
     A fold's bank is the whole bank without the vectors of the fold's own images. That leaves holes where one of them
     stood for patches of other images too; a bank made without the fold would have another vector there, so patches of
-    other images are added until none is farther from the bank than the farthest is from the whole one. Scores then have
-    the same distribution as with a selection of its own for each fold, and without the holes filled are too high.
+    other images are added until none is farther from the bank than the farthest is from the whole one. Distances then
+    have the same distribution as with a selection of its own for each fold, and without the holes filled are too high.
 
     Folds are runs of neighbouring images, since those that follow each other on a line resemble each other most.
 
     Args:
-        features: (N, h*w, D) patch features of the training images.
+        features: (n, h*w, D) patch features of some training images.
+        images: (n,) their numbers among the ``count`` training images, ascending.
         vectors: (M, D) the bank, sorted by image.
-        owners: (M,) index of the image that each vector comes from, ascending.
-        anomaly_map: turns distances into scores.
+        owners: (M,) number of the image that each vector comes from, ascending.
 
     Returns:
-        (n,) scores, n <= N: of evenly spaced images where there are more than it takes, or the bank is so large that
-        all of them would take too long; none for a fold that the whole bank comes from, since nothing is left to judge
-        it by.
+        (n, h*w); infinite for the images of a fold that the whole bank comes from: nothing is left to judge them by.
     """
-    images, patches, dim = features.shape
-    if images == 1:
-        return torch.zeros(0)
-    count = min(images, _MOST, max(_FEWEST, int(_BUDGET / (patches * len(vectors) * dim))))
-    chosen = torch.linspace(0, images - 1, count).round().long()
-    bounds = torch.tensor([images * k // min(FOLDS, images) for k in range(min(FOLDS, images) + 1)])
-    fold_of = torch.searchsorted(bounds, chosen, right=True) - 1
-    device = anomaly_map.rows.device
+    patches = features.shape[1]
+    bounds = torch.tensor([count * k // min(FOLDS, count) for k in range(min(FOLDS, count) + 1)])
+    fold_of = torch.searchsorted(bounds, images, right=True) - 1
+    folds = len(bounds) - 1
+    device = vectors.device
 
     # Distance of each patch to the nearest vector of each fold: whatever is left out, the rest follows from these.
-    nearest = torch.full((len(bounds) - 1, count, patches), torch.inf, device=device)
+    nearest = torch.full((folds, len(images), patches), torch.inf, device=device)
     parts = torch.searchsorted(owners, bounds).unfold(0, 2, 1).tolist()
     tiles = [
         (fold, tile, tile.square().sum(dim=1))
         for fold, (start, stop) in enumerate(parts)
         if start < stop
-        for tile in vectors[start:stop].to(device).float().split(_TILE)
+        for tile in vectors[start:stop].float().split(_TILE)
     ]
-    for row, image in enumerate(chosen.tolist()):
-        queries = features[image].to(device)
+    for row, queries in enumerate(features):
+        queries = queries.to(device)
         own = queries.square().sum(dim=1)
         for fold, tile, norms in tiles:
             squared = torch.addmm(norms, queries, tile.T, alpha=-2).amin(dim=1).add_(own)
             torch.minimum(nearest[fold, row], squared.clamp_min_(0).sqrt_(), out=nearest[fold, row])
 
     radius = nearest.amin(dim=0).max()
-    grid = (anomaly_map.rows.shape[1], anomaly_map.columns.shape[1])
-    scores = []
-    for fold in range(len(nearest)):
-        distances = nearest[torch.arange(len(nearest)) != fold].amin(dim=0)
-        if not distances.isfinite().all():
+    held_out = torch.full((len(images), patches), torch.inf, device=device)
+    for fold in range(folds):
+        distances = nearest[torch.arange(folds) != fold].amin(dim=0) if folds > 1 else held_out
+        inside = (fold_of == fold).to(device)
+        if not distances.isfinite().all() or not inside.any():
             continue
-        inside = fold_of == fold
-        holes = (distances > radius) & ~inside.to(device)[:, None]
-        rows, places = holes.cpu().nonzero(as_tuple=True)
-        added = _cover(features[chosen[rows], places].to(device), distances[holes], radius)
-        filling = MemoryBank(added) if len(added) else None
-        for row, image in zip(inside.nonzero()[:, 0].tolist(), chosen[inside].tolist(), strict=True):
-            own = distances[row]
-            if filling is not None:
-                own = torch.minimum(own, filling.nearest(features[image].to(device)))
-            scores.append(anomaly_map.predict(own.view(1, *grid)).scores)
-    return torch.cat(scores).cpu() if scores else torch.zeros(0)
+        holes = (distances > radius) & ~inside[:, None]
+        added = _cover(features.to(device)[holes], distances[holes], radius)
+        held_out[inside] = distances[inside]
+        if len(added):
+            nearer = MemoryBank(added).nearest(features.to(device)[inside].flatten(0, 1)).view(-1, patches)
+            held_out[inside] = torch.minimum(held_out[inside], nearer)
+    return held_out.cpu()
 
 
 def _cover(patches: Tensor, distances: Tensor, radius: Tensor) -> Tensor:

@@ -7,8 +7,8 @@ from torch import Tensor
 
 from models.memory_bank import MemoryBank
 from models.patchcore import PatchCore
-from models.scoring import AnomalyMap, Prediction
-from models.wedge_net import Embedding, WedgeNet, by_condition, grid_size
+from models.scoring import AnomalyMap, Prediction, image_scores
+from models.wedge_net import Embedding, WedgeNet
 
 Net = WedgeNet | PatchCore
 
@@ -18,11 +18,11 @@ class Detector:
 
     Args:
         net: the embedding.
-        banks: one for each of the net's conditions, in their order.
+        banks: one for each of the net's scales, in their order.
         image_size: height and width of the images in pixels.
+        scales: (K, S), for each condition and scale by what distances are multiplied before they are added.
+        offsets: (K,), for each condition what is added to them, so that good parts score alike in all conditions.
         calibration_scores: (n,) of good parts that the bank has not seen, for a threshold; empty if unknown.
-        score_scales: (K, 2), for each bank by what its scores are multiplied and what is added, so that good parts
-            score alike in all conditions; None where there is one bank.
         bit_depth: of the camera that took the good parts, for whoever reads files to be judged; None if unknown.
     """
 
@@ -31,42 +31,43 @@ class Detector:
         net: Net,
         banks: Sequence[MemoryBank],
         image_size: tuple[int, int],
+        scales: Tensor | None = None,
+        offsets: Tensor | None = None,
         calibration_scores: Tensor | None = None,
-        score_scales: Tensor | None = None,
         bit_depth: int | None = None,
     ):
         self.net, self.bit_depth = net, bit_depth
         self.calibration_scores = torch.zeros(0) if calibration_scores is None else calibration_scores
         self.banks = [bank.to(net.device) for bank in banks]
-        self.scales = None if score_scales is None else score_scales.to(net.device)
-        self.grid = grid_size(image_size)
-        self.anomaly_map = AnomalyMap(self.grid, image_size, net.scoring).to(net.device)
+        count = len(net.conditions)
+        self.scales = (torch.ones(count, len(banks)) if scales is None else scales).to(net.device)
+        self.offsets = (torch.zeros(count) if offsets is None else offsets).to(net.device)
+        self.grids = net.grids(image_size)
+        self.anomaly_maps = [AnomalyMap(grid, image_size, net.scoring).to(net.device) for grid in self.grids]
 
     @torch.inference_mode()
     def predict(self, images: Tensor) -> Prediction:
         """(B, 3, H, W) images in [0, 1] -> their scores and anomaly maps."""
-        return self.predict_embedding(self.net.embed(images))
+        return self.predict_embedding(self.net.look(images))
 
     @torch.inference_mode()
     def predict_embedding(self, embedding: Embedding) -> Prediction:
-        """What ``net.embed`` made of images -> their scores and anomaly maps."""
-        distances, reading = self.distances(embedding), embedding.reading
-        if reading is None:
-            return self.anomaly_map.predict(distances)
-        # Before the map, since there is less to scale than after it: its pixels are averages of distances.
-        scale, offset = self.scales[reading.conditions, :, None, None].unbind(dim=1)
-        scores, maps, *_ = self.anomaly_map.predict(distances * scale + offset)
-        return Prediction(scores, maps, reading.conditions, reading.unfamiliar)
+        """What ``net.look`` made of images -> their scores and anomaly maps."""
+        reading = embedding.reading
+        conditions = None if reading is None else reading.conditions
+        scores, maps = self.judge(self.distances(embedding.features), conditions)
+        return Prediction(scores, maps, conditions, None if reading is None else reading.unfamiliar)
 
     @torch.inference_mode()
-    def distances(self, embedding: Embedding) -> Tensor:
-        """(B, h, w) distances from each patch to the nearest vector of its condition's bank."""
-        features, reading = embedding
+    def distances(self, features: Sequence[Tensor]) -> list[Tensor]:
+        """For each scale the (B, h*w) distances from each patch to the nearest vector of the bank."""
+        return [
+            bank.nearest(own.flatten(0, 1)).view(own.shape[:2]) for bank, own in zip(self.banks, features, strict=True)
+        ]
 
-        def search(condition: int, own: Tensor) -> Tensor:
-            return self.banks[condition].nearest(own.flatten(0, 1)).view(-1, *self.grid)
-
-        return search(0, features) if reading is None else by_condition(reading.conditions, features, search)
+    def judge(self, distances: Sequence[Tensor], conditions: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Distances of each scale (B, h*w), of images in ``conditions`` (B,) or all clean -> scores and maps."""
+        return combine(distances, self.scales, self.offsets, self.anomaly_maps, conditions)
 
     @property
     def bank_vectors(self) -> int:
@@ -75,5 +76,30 @@ class Detector:
 
     @property
     def bank_bytes(self) -> int:
-        """Bytes of all banks' vectors together."""
-        return sum(bank.vectors.nbytes for bank in self.banks)
+        """Bytes of all that a category has beside the backbone: the banks' vectors, metric and lenses."""
+        maps = [maps.matrices for maps in getattr(self.net, "maps", [])]
+        return sum(bank.vectors.nbytes for bank in self.banks) + sum(2 * each.numel() for each in maps)
+
+
+def combine(
+    distances: Sequence[Tensor],
+    scales: Tensor,
+    offsets: Tensor,
+    anomaly_maps: Sequence[AnomalyMap],
+    conditions: Tensor | None = None,
+) -> tuple[Tensor, Tensor]:
+    """Distances (B, h*w) of each scale -> scores (B,) and anomaly maps (B, H, W); can be exported.
+
+    Each scale's distances are brought to a common unit before its map is made, since there is less to scale than after
+    it, and the maps are added. A map's weights sum to 1: what is added to distances is added to the map.
+    """
+    chosen = slice(0, 1) if conditions is None else conditions
+    scales, offsets = scales[chosen], offsets[chosen]
+    scaled = [own * scales[:, scale, None] for scale, own in enumerate(distances)]
+    scaled[0] = scaled[0] + offsets[:, None]
+    maps = None
+    for own, anomaly_map in zip(scaled, anomaly_maps, strict=True):
+        own = anomaly_map(own.unflatten(1, anomaly_map.grid))
+        maps = own if maps is None else maps + own
+    smoothed = anomaly_maps[0].scoring.smoothed
+    return image_scores(maps if smoothed else scaled[0].unflatten(1, anomaly_maps[0].grid)), maps

@@ -52,10 +52,10 @@ def make_engine(
     return OnnxEngine(backbone)
 
 
-def in_parts(function: Callable[..., Tensor], count: int, *batches: Tensor) -> Tensor:
-    """``function`` of ``count`` images at a time; what it returns of each, in one batch."""
+def in_parts(function: Callable[..., tuple[Tensor, ...]], count: int, *batches: Tensor) -> tuple[Tensor, ...]:
+    """``function`` of ``count`` images at a time; each of what it returns, in one batch."""
     parts = [function(*part) for part in zip(*(batch.split(count) for batch in batches), strict=True)]
-    return parts[0] if len(parts) == 1 else torch.cat(parts)
+    return parts[0] if len(parts) == 1 else tuple(torch.cat(results) for results in zip(*parts, strict=True))
 
 
 class OnnxEngine:

@@ -6,8 +6,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-STREAMS = ("condition", "gate", "off")
-
 
 class WaveletTransform(nn.Module):
     """One level of the 2-D discrete wavelet transform, equal to ``pywt.dwt2(image, wavelet, mode="symmetric")``.

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from models.backbone import Backbone
 from models.condition import ConditionStream
-from models.detector import Detector
+from models.detector import Detector, combine
 from models.errors import InputError
 from models.onnx_graph import IR_VERSION, OPSET, exported_graph, onnx_graph
 from models.tracing import fold_batch_norms
@@ -31,78 +31,49 @@ LARGEST = 2**31 - 2**20  # bytes that one protobuf file can hold, with room for 
 class BankSearch(nn.Module):
     """Distance from each patch to the nearest vector of a bank, one tile of the bank after the other.
 
-    |q - b|^2 = |q|^2 + |b|^2 - 2 q.b is taken around the banks' mean, which keeps rounding small beside distances.
-    Of several banks each image is searched in its own: banks of one size are picked out; of different sizes, all are
-    searched in a row, and the vectors of other banks count as infinitely far away.
+    |q - b|^2 = |q|^2 + |b|^2 - 2 q.b is taken around the bank's mean, which keeps rounding small beside distances.
 
     Args:
-        banks: K banks (M_k, D), float32 or float16, kept as they are; the arithmetic is float32.
+        bank: (M, D), float32 or float16, kept as it is; the arithmetic is float32.
     """
 
-    def __init__(self, banks: Sequence[Tensor]) -> None:
+    def __init__(self, bank: Tensor) -> None:
         super().__init__()
-        sizes = torch.tensor([len(bank) for bank in banks])
-        self.in_a_row = bool((sizes != sizes[0]).any())
-        vectors = torch.cat(list(banks))[None] if self.in_a_row else torch.stack(list(banks))
-        self.register_buffer("centre", vectors.mean(dim=1, keepdim=True, dtype=torch.float32))
-        if self.in_a_row:
-            self.register_buffer("owner", torch.arange(len(banks)).repeat_interleave(sizes))
-        for number, tile in enumerate(vectors.split(TILE, dim=1)):
-            self.register_buffer(f"tile{number}", tile.transpose(1, 2).contiguous())
-            self.register_buffer(f"norms{number}", (tile.float() - self.centre).square().sum(dim=2)[:, None])
+        self.register_buffer("centre", bank.mean(dim=0, dtype=torch.float32))
+        for number, tile in enumerate(bank.split(TILE)):
+            self.register_buffer(f"tile{number}", tile.T.contiguous())
+            self.register_buffer(f"norms{number}", (tile.float() - self.centre).square().sum(dim=1))
         self.tiles = number + 1
 
-    def forward(self, features: Tensor, conditions: Tensor | None = None) -> Tensor:
-        """(B, P, D) patch features, and (B,) the bank of each image where there are several -> (B, P) distances."""
-        shape, picked = features.shape[:2], None if self.in_a_row else conditions
-        if conditions is None:
-            features = features.flatten(0, 1)[None]  # one large product instead of one for each image
-
-        def own(buffer: str) -> Tensor:
-            return self.get_buffer(buffer) if picked is None else self.get_buffer(buffer)[picked]
-
-        centre = own("centre")
-        queries = features - centre
-        doubled, centre = queries * -2, centre.transpose(1, 2)
-        best = None
+    def forward(self, features: Tensor) -> Tensor:
+        """(B, P, D) patch features -> (B, P) distances."""
+        queries = features.flatten(0, 1) - self.centre  # one large product instead of one for each image
+        doubled, best = queries * -2, None
         for number in range(self.tiles):
-            norms, tile = own(f"norms{number}"), own(f"tile{number}").float() - centre
-            if self.in_a_row:
-                owner = self.owner[number * TILE : (number + 1) * TILE]
-                norms = norms.masked_fill(owner != conditions[:, None, None], torch.inf)
-                products = doubled @ tile + norms
-            else:
-                products = torch.baddbmm(norms, doubled, tile)
-            least = products.amin(dim=2)
+            tile = self.get_buffer(f"tile{number}").float() - self.centre[:, None]
+            least = torch.addmm(self.get_buffer(f"norms{number}"), doubled, tile).amin(dim=1)
             best = least if best is None else torch.minimum(best, least)
-        squared = best + queries.square().sum(dim=2)
-        return squared.clamp_min(0).sqrt().view(shape)
+        squared = best + queries.square().sum(dim=1)
+        return squared.clamp_min(0).sqrt().view(features.shape[:2])
 
 
 class _Head(nn.Module):
     """What follows the backbone: features, metric, search, map and score."""
 
-    def __init__(self, detector: Detector, bank_dtype: torch.dtype) -> None:
+    def __init__(self, detector: Detector) -> None:
         super().__init__()
-        self.net, self.grid, self.anomaly_map = detector.net, detector.grid, detector.anomaly_map
-        self.search = BankSearch([bank.vectors.to(bank_dtype) for bank in detector.banks])
-        if self.net.whitening:
-            self.register_buffer("mean", torch.stack([whitening.mean for whitening in self.net.whitening])[:, None])
-            self.register_buffer("matrix", torch.stack([whitening.matrix for whitening in self.net.whitening]))
+        self.net = detector.net
+        self.searches = nn.ModuleList(BankSearch(bank.vectors) for bank in detector.banks)
+        self.anomaly_maps = nn.ModuleList(detector.anomaly_maps)
         self.register_buffer("scales", detector.scales)
+        self.register_buffer("offsets", detector.offsets)
 
     def forward(
         self, images: Tensor, layer2: Tensor, layer3: Tensor, conditions: Tensor | None = None
     ) -> tuple[Tensor, Tensor]:
-        features = self.net.combine(images, layer2, layer3)
-        chosen = 0 if conditions is None else conditions
-        if self.net.whitening:
-            features = (features - self.mean[chosen]) @ self.matrix[chosen]
-        distances = self.search(features, conditions)
-        if conditions is not None:
-            scale, offset = self.scales[conditions, :, None].unbind(dim=1)
-            distances = distances * scale + offset
-        return self.anomaly_map.predict(distances.unflatten(1, self.grid))[:2]
+        features = self.net.combine(images, layer2, layer3, conditions)
+        distances = [search(scale) for search, scale in zip(self.searches, features, strict=True)]
+        return combine(distances, self.scales, self.offsets, self.anomaly_maps, conditions)
 
 
 class _Stream(nn.Module):
@@ -122,7 +93,6 @@ def detector_graph(
     backbone: Backbone,
     image_size: tuple[int, int],
     *,
-    bank_dtype: torch.dtype = torch.float32,
     int8_images: Iterable[np.ndarray] | None = None,
 ) -> onnx.ModelProto:
     """One checked ONNX model of a detector on the CPU.
@@ -133,18 +103,16 @@ def detector_graph(
     Args:
         backbone: the one that the detector's embedding was built with.
         image_size: H and W.
-        bank_dtype: what the bank is stored in, float32 or float16.
         int8_images: (1, 3, H, W) float32 in [0, 1], good images on which the ranges of an 8-bit backbone are measured;
             None leaves it in float32.
 
     Raises:
         InputError: the bank is too large for one file.
     """
-    size = sum(bank.vectors.numel() for bank in detector.banks) * bank_dtype.itemsize
+    size = sum(bank.vectors.nbytes for bank in detector.banks)
     if size > LARGEST:
         raise InputError(
-            f"a bank of {size / 1e9:.1f} GB does not fit in one ONNX file (2 GB): use BANK_DTYPE = 'float16' or "
-            "a smaller SAMPLING_RATIO"
+            f"a bank of {size / 1e9:.1f} GB does not fit in one ONNX file (2 GB): use a smaller SAMPLING_RATIO"
         )
     network = onnx_graph(fold_batch_norms(copy.deepcopy(backbone)), image_size)
     network = network.graph if int8_images is None else _quantised(network, int8_images)
@@ -158,7 +126,7 @@ def detector_graph(
         graph, images = _merge(graph, stream, {"images": "images"}), "aligned"
         inputs["condition"] = torch.zeros(len(example), dtype=torch.int64)
     graph = _merge(graph, network, {images: "images"}, keep=[images, *chosen])
-    head = exported_graph(_Head(detector, bank_dtype), "head", inputs, ["score", "anomaly_map"])
+    head = exported_graph(_Head(detector), "head", inputs, ["score", "anomaly_map"])
     links = dict(zip([images, *layers, *chosen[:1]], inputs, strict=True))
     graph = _merge(graph, head, links, keep=chosen)
     outputs = {output.name: output for output in graph.output}

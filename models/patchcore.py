@@ -8,7 +8,7 @@ from models.backbone import Backbone
 from models.condition import CLEAN
 from models.engine import in_parts, make_engine
 from models.scoring import PATCHCORE
-from models.wedge_net import Embedding
+from models.wedge_net import Embedding, grid_size
 
 
 class PatchCore:
@@ -21,8 +21,8 @@ class PatchCore:
 
     >>> from models.backbone import build_backbone
     >>> net = PatchCore(build_backbone("efficientnet_lite0"))
-    >>> net.embed(torch.rand(2, 3, 224, 224)).features.shape
-    torch.Size([2, 784, 152])
+    >>> [tuple(scale.shape) for scale in net.embed(torch.rand(2, 3, 224, 224))]
+    [(2, 784, 152)]
     """
 
     scoring = PATCHCORE
@@ -31,23 +31,31 @@ class PatchCore:
     def __init__(self, backbone: Backbone, *, device: torch.device | str = "cpu", engine: str = "auto"):
         self.device = torch.device(device)
         self.fingerprint = backbone.fingerprint
-        self.dim = sum(backbone.channels)
+        self.dims = (sum(backbone.channels),)
         self.backbone = make_engine(backbone, self.device, engine)
 
     def state(self) -> dict[str, Tensor]:
         """Nothing: all that it is made of is the backbone's."""
         return {}
 
-    @torch.inference_mode()
-    def embed(self, images: Tensor) -> Embedding:
-        """(B, 3, H, W) images in [0, 1] -> their patch features (B, h*w, D); h, w = ceil(H / 8), ceil(W / 8).
+    def grids(self, image_size: tuple[int, int]) -> list[tuple[int, int]]:
+        """Rows and columns of patches, of its one scale, that images of this height and width are seen in."""
+        return [grid_size(image_size)]
+
+    def embed(self, images: Tensor) -> tuple[Tensor, ...]:
+        """(B, 3, H, W) images in [0, 1] -> their patch features (B, h*w, D), of one scale; h, w = H / 8, W / 8.
 
         D is the sum of both layers' channels (WideResNet-50: 1536). Features keep the length that the network gives.
         """
+        return self.look(images).features
+
+    @torch.inference_mode()
+    def look(self, images: Tensor, condition: int | None = None) -> Embedding:
+        """``embed``, as a :class:`WedgeNet` gives it; there is but one condition."""
         return Embedding(in_parts(self._features, self.backbone.at_once, images.to(self.device, torch.float32)))
 
-    def _features(self, images: Tensor) -> Tensor:
+    def _features(self, images: Tensor) -> tuple[Tensor, ...]:
         """Features (B, h*w, D) of images."""
         layer2, layer3 = (F.avg_pool2d(layer, kernel_size=3, stride=1, padding=1) for layer in self.backbone(images))
         layer3 = F.interpolate(layer3, size=layer2.shape[-2:], mode="bilinear")
-        return torch.cat([layer2, layer3], dim=1).flatten(2).transpose(1, 2)
+        return (torch.cat([layer2, layer3], dim=1).flatten(2).mT,)

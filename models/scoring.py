@@ -56,18 +56,13 @@ class AnomalyMap(nn.Module):
 
     def __init__(self, grid: tuple[int, int], image_size: tuple[int, int], scoring: Scoring = WEDGE_NET):
         super().__init__()
-        self.scoring = scoring
+        self.grid, self.scoring = grid, scoring
         self.register_buffer("rows", _upsample_and_smooth(grid[0], image_size[0], scoring), persistent=False)
         self.register_buffer("columns", _upsample_and_smooth(grid[1], image_size[1], scoring), persistent=False)
 
     def forward(self, distances: Tensor) -> Tensor:
         """(B, h, w) distances -> (B, H, W) anomaly maps in the same unit."""
         return self.rows @ distances @ self.columns.T
-
-    def predict(self, distances: Tensor) -> Prediction:
-        """(B, h, w) distances -> the images' scores and anomaly maps."""
-        maps = self(distances)
-        return Prediction(image_scores(maps if self.scoring.smoothed else distances), maps)
 
 
 def _upsample_and_smooth(cells: int, pixels: int, scoring: Scoring) -> Tensor:

@@ -1,7 +1,8 @@
-"""WEDGE-Net's embedding: what each patch of an image looks like, as one vector."""
+"""WEDGE-Net's embedding: what each patch of an image looks like, as one vector at each scale."""
 
 import copy
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
@@ -15,35 +16,57 @@ from models.errors import InputError
 from models.frequency import FrequencyGate
 from models.scoring import WEDGE_NET
 from models.semantic import attention_mask
-from models.whitening import Whitening
+from models.whitening import SHRINKAGE, Affine, ConditionMaps
+
+FORMS = ("wedge", "paper")
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """The figures of form 'wedge' that the ablation varies and nobody else needs to.
+
+    ``layers`` that are remembered; ``centring``, the share of an image's own mean that is taken out of layer 3, so that
+    its light counts less; ``shrinkage`` of the metric, None for plain Euclidean distances; ``align_light``.
+    """
+
+    layers: tuple[int, ...] = (2, 3)
+    centring: float = 0.7
+    shrinkage: float | None = SHRINKAGE
+    align_light: bool = True
+
+
+RECIPE = Recipe()
 
 
 class Embedding(NamedTuple):
-    """What a network makes of B images: ``features`` (B, h*w, D) of their patches, row by row; and, of WEDGE-Net's
-    'condition' stream, ``reading``, the condition that each image is in."""
+    """What a network makes of B images: ``features``, for each scale those of their patches (B, h*w, D), row by row;
+    and, of WEDGE-Net's frequency stream, ``reading``, the condition that each image is in."""
 
-    features: Tensor
+    features: tuple[Tensor, ...]
     reading: Reading | None = None
 
 
 class WedgeNet(nn.Module):
     """Frozen backbone, frequency stream and semantic attention: images -> patch features, no gradient training.
 
-    What a category's training images decide comes with ``with_stream`` (their light, and what tells the conditions
-    apart) and ``with_whitening`` (the metric), or from a checkpoint with ``with_state``. Without a metric features are
-    compared as they are.
+    Form 'wedge': two scales, layer 2 on its grid of stride 8 and layer 3 on its grid of stride 16, with the lengths
+    that the network gives them, each averaged over 3 x 3 places. What a category's training images decide comes with
+    ``with_stream`` (their light, and what tells the conditions apart) and ``with_maps`` (metric and lenses), or from a
+    checkpoint with ``with_state``. Form 'paper': one scale, both layers gated by the frequency stream and normalised.
 
     Args:
         backbone: frozen network that gives feature maps at stride 8 and stride 16 (``models.backbone.build_backbone``).
-        frequency: the frequency stream: a ``ConditionStream``, the paper's ``FrequencyGate``, or None.
-        use_semantic: append the stride-8 features weighed by the semantic attention.
+        form: one of ``FORMS``.
+        frequency: the frequency stream: a ``ConditionStream`` for 'wedge', a ``FrequencyGate`` for 'paper', or None.
+        use_semantic: 'wedge': weigh layer 2 by the semantic attention; 'paper': append it, so weighed.
+        recipe: of form 'wedge'.
         device: where the embedding is computed.
         engine: what runs the backbone, see ``models.engine.make_engine``.
 
     >>> from models.backbone import build_backbone
     >>> net = WedgeNet(build_backbone("efficientnet_lite0"))
-    >>> net.embed(torch.rand(2, 3, 224, 224)).features.shape
-    torch.Size([2, 784, 192])
+    >>> [tuple(scale.shape) for scale in net.embed(torch.rand(2, 3, 224, 224))]
+    [(2, 784, 40), (2, 196, 112)]
     """
 
     scoring = WEDGE_NET
@@ -52,40 +75,50 @@ class WedgeNet(nn.Module):
         self,
         backbone: Backbone,
         *,
+        form: str = "wedge",
         frequency: ConditionStream | FrequencyGate | None = None,
-        use_semantic: bool = True,
+        use_semantic: bool = False,
+        recipe: Recipe = RECIPE,
         device: torch.device | str = "cpu",
         engine: str = "auto",
     ):
         super().__init__()
         self.device = torch.device(device)
         self.fingerprint = backbone.fingerprint
-        self.use_semantic = use_semantic
+        self.form, self.use_semantic, self.recipe = form, use_semantic, recipe
         self.gate = frequency if isinstance(frequency, FrequencyGate) else None
         self.stream = frequency if isinstance(frequency, ConditionStream) else None
-        self.whitening = nn.ModuleList()  # one for each condition, or none
-        self.raw_dim = sum(backbone.channels) + use_semantic * backbone.channels[0]
+        self.maps = nn.ModuleList()  # one for each scale, or none: features are compared as they are
+        layer2, layer3 = backbone.channels
+        self.raw_dims = tuple({2: layer2, 3: layer3}[layer] for layer in recipe.layers)
+        if form == "paper":
+            self.raw_dims = (layer2 + layer3 + use_semantic * layer2,)
         self.backbone = make_engine(backbone, self.device, engine)
         self._latest: list[WedgeNet] = []  # what with_state gave last; in a list, since it is no part of this module
         self.requires_grad_(False).eval().to(self.device)
 
     @property
     def conditions(self) -> tuple[Condition, ...]:
-        """Those that have a memory bank of their own, clean first."""
+        """Those that an image may be in, clean first."""
         return (CLEAN,) if self.stream is None else self.stream.conditions
 
     @property
-    def dim(self) -> int:
-        """Dimension D of a patch's features."""
-        return self.whitening[0].dim if self.whitening else self.raw_dim
+    def dims(self) -> tuple[int, ...]:
+        """Dimensions D of a patch's features, for each scale."""
+        return tuple(maps.matrices.shape[2] for maps in self.maps) if self.maps else self.raw_dims
+
+    def grids(self, image_size: tuple[int, int]) -> list[tuple[int, int]]:
+        """Rows and columns of patches, for each scale, that images of this height and width are seen in."""
+        strides = [8] if self.form == "paper" else [{2: 8, 3: 16}[layer] for layer in self.recipe.layers]
+        return [grid_size(image_size, stride) for stride in strides]
 
     def with_stream(self, stream: ConditionStream) -> "WedgeNet":
         """This network with a stream that knows a category's conditions; the backbone is shared, not copied."""
         return self._twin(stream=stream.to(self.device))
 
-    def with_whitening(self, whitening: Sequence[Whitening]) -> "WedgeNet":
-        """This network with a category's own metric, one for each condition; the backbone is shared, not copied."""
-        return self._twin(whitening=nn.ModuleList(whitening).to(self.device))
+    def with_maps(self, maps: Sequence[Sequence[Affine]]) -> "WedgeNet":
+        """This network with a category's metric and lenses: for each scale a map for each condition, clean first."""
+        return self._twin(maps=nn.ModuleList(ConditionMaps(scale) for scale in maps).to(self.device))
 
     def _twin(self, **modules: nn.Module) -> "WedgeNet":
         twin = copy.copy(self)
@@ -93,7 +126,7 @@ class WedgeNet(nn.Module):
         return twin
 
     def state(self) -> dict[str, Tensor]:
-        """All that is not the backbone's, on the CPU: what the frequency stream knows and the metric's linear maps."""
+        """All that is not the backbone's, on the CPU: what the frequency stream knows, metric and lenses."""
         return {name: tensor.cpu() for name, tensor in self.state_dict().items()}
 
     def with_state(self, state: dict[str, Tensor]) -> "WedgeNet":
@@ -108,67 +141,77 @@ class WedgeNet(nn.Module):
             if _equal(known.state(), state):
                 return known
         twin = self._twin(**{name: copy.deepcopy(module) for name, module in self._modules.items()})
-        maps = len(self.conditions) if "whitening.0.mean" in state else 0
         try:
-            parts = [(state[f"whitening.{k}.mean"], state[f"whitening.{k}.matrix"]) for k in range(maps)]
-            twin.whitening = nn.ModuleList(Whitening(*part) for part in parts)
+            scales = range(len(self.raw_dims)) if "maps.0.matrices" in state else ()
+            parts = [(state[f"maps.{scale}.matrices"], state[f"maps.{scale}.offsets"][:, 0]) for scale in scales]
+            twin.maps = nn.ModuleList(
+                ConditionMaps([Affine(*one) for one in zip(*part, strict=True)]) for part in parts
+            )
             twin.load_state_dict(state)
-            if any(len(whitening.mean) != self.raw_dim for whitening in twin.whitening):
+            if any(
+                maps.matrices.shape[:2] != (len(self.conditions), dim)
+                for maps, dim in zip(twin.maps, self.raw_dims, strict=False)
+            ):
                 raise ValueError
-        except (AttributeError, KeyError, TypeError, ValueError, RuntimeError):
+        except (AttributeError, IndexError, KeyError, TypeError, ValueError, RuntimeError):
             raise InputError("what it was made with does not fit the network: train it again") from None
         self._latest[:] = [twin.requires_grad_(False).eval().to(self.device)]
         return twin
 
-    @torch.inference_mode()
-    def embed(self, images: Tensor) -> Embedding:
-        """(B, 3, H, W) images in [0, 1] -> their patch features (B, h*w, D); h, w = ceil(H / 8), ceil(W / 8).
+    def embed(self, images: Tensor) -> tuple[Tensor, ...]:
+        """(B, 3, H, W) images in [0, 1] -> their patch features (B, h*w, D), one tensor for each scale.
 
-        Every statistic is per image: an image's features do not depend on the batch it comes in. D is the sum of both
-        layers' channels, plus stride-8 channels again with the semantic stream (ResNet-50: 1536, or 2048), unless the
-        metric's map leaves some out.
+        Every statistic is per image: an image's features do not depend on the batch it comes in.
         """
+        return self.look(images).features
+
+    @torch.inference_mode()
+    def look(self, images: Tensor, condition: int | None = None) -> Embedding:
+        """``embed``, and the condition that each image is judged in; ``condition`` if that is known."""
         images = images.to(self.device, torch.float32)
         if self.stream is None:
             return Embedding(in_parts(self._features, self.backbone.at_once, images))
         reading = self.stream(images)
-        return Embedding(in_parts(self._features, self.backbone.at_once, reading.images, reading.conditions), reading)
+        if condition is not None:
+            reading = reading._replace(conditions=torch.full_like(reading.conditions, condition))
+        parts = in_parts(self._features, self.backbone.at_once, reading.images, reading.conditions)
+        return Embedding(parts, reading)
 
-    def _features(self, images: Tensor, conditions: Tensor | None = None) -> Tensor:
-        """Features (B, h*w, D) of images, in the metric of their conditions (B,)."""
-        features = self.combine(images, *self.backbone(images))
-        if not self.whitening:
-            return features
-        if conditions is None:
-            return self.whitening[0](features)
-        return by_condition(conditions, features, lambda condition, own: self.whitening[condition](own))
+    def _features(self, images: Tensor, conditions: Tensor | None = None) -> tuple[Tensor, ...]:
+        """Features of images in their conditions (B,), in the metric."""
+        return self.combine(images, *self.backbone(images), conditions)
 
-    def combine(self, images: Tensor, layer2: Tensor, layer3: Tensor) -> Tensor:
-        """Features (B, h*w, D), before the metric, of images and the backbone's two feature maps; can be exported."""
+    def combine(
+        self, images: Tensor, layer2: Tensor, layer3: Tensor, conditions: Tensor | None = None
+    ) -> tuple[Tensor, ...]:
+        """Features (B, h*w, D) of images and the backbone's two feature maps, for each scale; can be exported."""
+        scales = self._paper(images, layer2, layer3) if self.form == "paper" else self._wedge(layer2, layer3)
+        pooled = [F.avg_pool2d(scale, kernel_size=3, stride=1, padding=1).flatten(2).mT for scale in scales]
+        if not self.maps:
+            return tuple(pooled)
+        return tuple(maps(scale, conditions) for maps, scale in zip(self.maps, pooled, strict=True))
+
+    def _wedge(self, layer2: Tensor, layer3: Tensor) -> list[Tensor]:
+        """The scales that are remembered, each on its own grid and with the lengths that the network gives."""
+        if self.use_semantic:
+            layer2 = layer2 * (attention_mask(layer2) + 0.5)
+        layer3 = layer3 - self.recipe.centring * layer3.mean(dim=(2, 3), keepdim=True)
+        return [{2: layer2, 3: layer3}[layer] for layer in self.recipe.layers]
+
+    def _paper(self, images: Tensor, layer2: Tensor, layer3: Tensor) -> list[Tensor]:
+        """Both layers gated, normalised and concatenated on layer 2's grid, with layer 2 once more by attention."""
         gated2, gated3 = (layer2, layer3) if self.gate is None else self.gate(images, (layer2, layer3))
         gated3 = F.interpolate(gated3, size=gated2.shape[-2:], mode="bilinear")
         parts = [F.normalize(gated2, dim=1), F.normalize(gated3, dim=1)]
         if self.use_semantic:
             parts.append(F.normalize(layer2, dim=1) * attention_mask(layer2) * 2)
-        embedding = F.avg_pool2d(torch.cat(parts, dim=1), kernel_size=3, stride=1, padding=1)
-        return embedding.flatten(2).transpose(1, 2)
+        return [torch.cat(parts, dim=1)]
 
 
-def by_condition(conditions: Tensor, values: Tensor, function: Callable[[int, Tensor], Tensor]) -> Tensor:
-    """Of (B, ...) values, those of each of the conditions (B,) that there are, through a function of condition and
-    values; (B, ...) in the old order."""
-    present = sorted(set(conditions.tolist()))
-    if len(present) == 1:
-        return function(present[0], values)
-    parts = [(conditions == condition).nonzero()[:, 0] for condition in present]
-    results = [function(condition, values[part]) for condition, part in zip(present, parts, strict=True)]
-    return torch.cat(results)[torch.cat(parts).argsort()]
-
-
-def grid_size(image_size: tuple[int, int]) -> tuple[int, int]:
-    """Rows and columns of patches in an image of this height and width in pixels: (28, 28) for (224, 224)."""
+def grid_size(image_size: tuple[int, int], stride: int = 8) -> tuple[int, int]:
+    """Rows and columns of patches that an image of this height and width is seen in: (28, 28) for (224, 224)."""
     height, width = image_size
-    return -(-height // 8), -(-width // 8)
+    return -(-height // stride), -(-width // stride)
 
 
 def _equal(own: dict[str, Tensor], state: dict[str, Tensor]) -> bool:

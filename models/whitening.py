@@ -1,35 +1,38 @@
-"""The metric: distances measured by the good parts' own spread, so that a direction that hardly varies counts more."""
+"""The metric and the lenses: the affine maps that patch features go through last, one for each condition.
 
-from collections.abc import Iterator
+Whitening makes distances count by the good parts' own spread. A lens brings the features of pictures in another
+condition (noise, blur, colour) to where the same parts' features lie in clean ones, so that one memory serves all.
+"""
+
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-METRICS = ("whitened", "euclidean")
+SHRINKAGE = 0.1  # of whitening: near 0 all directions count alike, large values leave them as they are
+KEPT = 0.99  # share of the squared distances between good patches that the dimensions kept hold
+_RIDGE = 1e-3  # of a lens: what is added to the variances, as a share of their mean
 _BLOCK = 1 << 21  # elements worked on at once: 8 MB
 
 
-class Whitening(nn.Module):
-    """A linear map y = (x - mean) @ matrix after which Euclidean distance is the metric that was asked for.
+class Affine(NamedTuple):
+    """The map y = x @ matrix + offset: ``matrix`` (D, K), ``offset`` (K,)."""
 
-    Args:
-        mean: (D,) float32.
-        matrix: (D, K) float32, K <= D, columns in the order of descending variance.
-    """
+    matrix: Tensor
+    offset: Tensor
 
-    def __init__(self, mean: Tensor, matrix: Tensor) -> None:
-        super().__init__()
-        self.register_buffer("mean", mean)
-        self.register_buffer("matrix", matrix)
-
-    @property
-    def dim(self) -> int:
-        """Dimension K of what comes out."""
-        return self.matrix.shape[1]
-
-    def forward(self, features: Tensor) -> Tensor:
+    def __call__(self, features: Tensor) -> Tensor:
         """(..., D) -> (..., K)."""
-        return (features - self.mean) @ self.matrix
+        return features @ self.matrix + self.offset
+
+    def then(self, following: "Affine") -> "Affine":
+        """This map and then ``following``, as one."""
+        return Affine(self.matrix @ following.matrix, following(self.offset))
+
+    def rounded(self) -> "Affine":
+        """As a checkpoint holds it: the matrix in half precision. Memory and queries go through the same rounding."""
+        return Affine(self.matrix.half().float(), self.offset.float())
 
     @torch.inference_mode()
     def apply_in_place(self, features: Tensor) -> Tensor:
@@ -38,48 +41,90 @@ class Whitening(nn.Module):
         K <= D, so that what is written never reaches what is still to be read. The features given are gone afterwards.
         """
         images, patches, dim = features.shape
-        rows = features.view(-1, dim)
-        mapped = features.view(-1)[: len(rows) * self.dim].view(-1, self.dim)
+        rows, kept = features.view(-1, dim), self.matrix.shape[1]
+        mapped = features.view(-1)[: len(rows) * kept].view(-1, kept)
         for start, block in _blocks(rows):
-            mapped[start : start + len(block)] = self(block.to(self.mean.device))
-        return mapped.view(images, patches, self.dim)
+            mapped[start : start + len(block)] = self(block)
+        return mapped.view(images, patches, kept)
+
+
+class ConditionMaps(nn.Module):
+    """One affine map for each condition, applied to each image's features by the condition that it is in.
+
+    Args:
+        maps: of the conditions in their order, clean first; all of the same shape.
+    """
+
+    def __init__(self, maps: Sequence[Affine]) -> None:
+        super().__init__()
+        self.register_buffer("matrices", torch.stack([each.matrix for each in maps]))
+        self.register_buffer("offsets", torch.stack([each.offset for each in maps])[:, None])
+
+    def forward(self, features: Tensor, conditions: Tensor | None = None) -> Tensor:
+        """(B, P, D) features of images in ``conditions`` (B,), or all clean -> (B, P, K)."""
+        if conditions is None:
+            return features @ self.matrices[0] + self.offsets[0]
+        return torch.baddbmm(self.offsets[conditions], features, self.matrices[conditions])
 
 
 @torch.inference_mode()
-def fit_whitening(
-    patches: Tensor, metric: str = "whitened", shrinkage: float = 1.0, dim: int | float | None = None
-) -> Whitening | None:
-    """Fit the map to training patches, in one pass and with memory for one block.
+def fit_whitening(patches: Tensor, shrinkage: float = SHRINKAGE, kept: float = KEPT) -> Affine:
+    """The map after which Euclidean distance is a shrunk Mahalanobis distance.
 
-    'whitened' scales each eigenvector of the patches' covariance by 1 / sqrt(w + e * mean(w)), w its eigenvalue and e
-    the shrinkage: a shrunk Mahalanobis distance. e -> 0 is full whitening, a large e comes near to 'euclidean', which
-    scales none. The shrinkage keeps it defined with fewer patches than dimensions and with channels that never vary;
-    patches that do not vary at all leave nothing to measure by, and are compared as they are.
+    Each eigenvector of the patches' covariance is scaled by 1 / sqrt(w + e * mean(w)), w its eigenvalue and e the
+    shrinkage. That keeps it defined with fewer patches than dimensions and with channels that never vary; patches that
+    do not vary at all leave nothing to measure by, and are compared as they are.
 
     Args:
         patches: (N, D) float32.
-        metric: one of ``METRICS``.
-        shrinkage: e >= 0; at 0 all directions must vary.
-        dim: how many directions to keep, those of largest variance. None keeps all D; so does 'euclidean' below 1,
-            while 'whitened' keeps as many as hold that share of the squared distances between the patches.
-
-    Returns:
-        None where there is nothing to map: 'euclidean' in all dimensions.
+        shrinkage: e > 0.
+        kept: share of the squared distances between the patches that the dimensions kept must hold; the map leads to
+            as few of them, of largest variance, as do.
     """
-    if metric == "euclidean" and (dim is None or dim < 1 or dim == patches.shape[1]):
-        return None
     mean, covariance = _moments(patches)
     values, vectors = torch.linalg.eigh(covariance)
     values, vectors = values.flip(0).clamp_min(0), vectors.flip(1)  # descending
-    spread = values.mean()
-    scaled = metric == "whitened" and spread > 0
-    scale = torch.rsqrt(values + shrinkage * spread) if scaled else torch.ones_like(values)
-    if dim is not None and dim < 1:
-        held = (values * scale.square()).cumsum(dim=0)
-        dim = int((held < dim * held[-1]).sum()) + 1 if scaled else None
+    level = values.mean()
+    scales = (values + shrinkage * level).rsqrt() if level > 0 else torch.ones_like(values)
+    held = (values * scales.square()).cumsum(dim=0)
+    dim = int((held < kept * held[-1]).sum()) + 1 if level > 0 else len(values)
     # An eigenvector's sign is arbitrary; fixing it makes the same data give the same map.
     signs = vectors.gather(0, vectors.abs().argmax(dim=0)[None]).sign()
-    return Whitening(mean.float(), (vectors * signs * scale)[:, :dim].float().contiguous())
+    matrix = (vectors * signs * scales)[:, :dim]
+    return Affine(matrix.float().contiguous(), (-mean @ matrix).float())
+
+
+@torch.inference_mode()
+def fit_lens(corrupted: Tensor, clean: Tensor) -> Affine:
+    """The map that brings the patches of corrupted images to where those of the same images, clean, lie.
+
+    First least squares, with a small ridge: the best guess of each clean patch. Guesses lie too close to their mean, so
+    that second the symmetric map follows that gives them the clean patches' mean and covariance again: of all maps that
+    do, the one that moves them least (optimal transport between Gaussians),
+    T = A^-1/2 (A^1/2 B A^1/2)^1/2 A^-1/2 for covariances A of the guesses and B of the clean patches.
+
+    Args:
+        corrupted, clean: (n, D) float32, row by row the same places of the same images.
+    """
+    x, y = corrupted.double(), clean.double()
+    x_mean, y_mean = x.mean(dim=0), y.mean(dim=0)
+    x, y = x - x_mean, y - y_mean
+    ridge = _RIDGE * x.square().mean().clamp_min(1e-12)
+    eye = torch.eye(x.shape[1], dtype=x.dtype, device=x.device)
+    guess = torch.linalg.solve(x.T @ x / len(x) + ridge * eye, x.T @ y / len(x))
+    spread = y.T @ y / len(y)
+    guessed = guess.T @ (x.T @ x / len(x)) @ guess
+    # What the guesses do not vary in cannot be stretched: without a floor a constant picture would divide by nothing.
+    floor = _RIDGE * spread.diagonal().mean().clamp_min(1e-12)
+    half, inverse = _root(guessed + floor * eye), _root(guessed + floor * eye, -0.5)
+    matrix = guess @ (inverse @ _root(half @ (spread + floor * eye) @ half) @ inverse)
+    return Affine(matrix.float(), (y_mean - x_mean @ matrix).float())
+
+
+def _root(matrix: Tensor, power: float = 0.5) -> Tensor:
+    """A power of a symmetric positive (D, D) matrix."""
+    values, vectors = torch.linalg.eigh(matrix)
+    return (vectors * values.clamp_min(1e-18) ** power) @ vectors.T
 
 
 def _moments(patches: Tensor) -> tuple[Tensor, Tensor]:
@@ -98,6 +143,7 @@ def _moments(patches: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _blocks(rows: Tensor) -> Iterator[tuple[int, Tensor]]:
+    """Yield the number of a row and a block of rows (n, D) from it on."""
     step = max(1, _BLOCK // rows.shape[1])
     for start in range(0, len(rows), step):
         yield start, rows[start : start + step]

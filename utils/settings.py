@@ -7,7 +7,6 @@ import argparse
 import ast
 import dataclasses
 import difflib
-import math
 import os
 import runpy
 from collections.abc import Callable, Mapping, Sequence
@@ -23,8 +22,7 @@ from models.backbone import CHOICES, backbone_name
 from models.condition import parse_conditions
 from models.engine import ENGINES
 from models.errors import InputError
-from models.frequency import STREAMS
-from models.whitening import METRICS
+from models.wedge_net import FORMS
 from utils.console import Parser
 from utils.size import DEPTHS, SMALLEST, Size, as_size
 
@@ -117,32 +115,10 @@ def _rate(value: Any) -> float:
     return float(value)
 
 
-def _optional_share(value: Any) -> float | None:
-    try:
-        return None if value is None else _rate(value)
-    except ValueError:
-        raise ValueError("None or a number above 0 and below 1") from None
-
-
 def _optional_depth(value: Any) -> int | None:
     if value is not None and (type(value) is not int or value not in DEPTHS):
         raise ValueError(f"None or one of {', '.join(map(str, DEPTHS))}")
     return value
-
-
-def _shrinkage(value: Any) -> float:
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value < math.inf:
-        raise ValueError("a finite number above 0")
-    return float(value)
-
-
-def _optional_dimension(value: Any) -> int | float | None:
-    if isinstance(value, float) and 0 < value < 1:
-        return value
-    try:
-        return None if value is None else _integer(1)(value)
-    except ValueError:
-        raise ValueError("None, a whole number of at least 1, or a share between 0 and 1") from None
 
 
 def _device(value: Any) -> torch.device:
@@ -188,20 +164,9 @@ class Settings:
     backbone: str = _setting(backbone_name, f"frozen network: {CHOICES}")
     backbone_weights: str | None = _setting(_optional_text, "None = ImageNet, a state-dict file, or 'random' (dry run)")
     wavelet_type: str = _setting(_wavelet, "discrete wavelet of PyWavelets for the frequency stream")
-    frequency_stream: str = _setting(_choice(*STREAMS), "frequency stream: " + ", ".join(STREAMS))
-    conditions: tuple[str, ...] = _setting(_conditions, "of 'condition': what images may be in, a comma list")
-    clean_share: float | None = _setting(
-        _optional_share, "of 'condition': clean's share of SAMPLING_RATIO, the rest for the others; None = all for each"
-    )
-    light_alignment: bool = _setting(_truth, "of 'condition': bring light unlike training back to training's")
-    use_semantic: bool = _setting(_truth, "add the semantic attention stream to the embedding")
-    metric: str = _setting(_choice(*METRICS), "how far apart patches are: " + ", ".join(METRICS))
-    whitening_shrinkage: float = _setting(_shrinkage, "of 'whitened': near 0 whitens fully, large values hardly at all")
-    embedding_dim: int | float | None = _setting(
-        _optional_dimension,
-        "dimensions kept, of largest variance; below 1 (whitened only) the share of distances they hold; None = all",
-    )
-    bank_dtype: str = _setting(_choice("float32", "float16"), "what a bank is stored in: float32 or float16")
+    form: str = _setting(_choice(*FORMS), "the method: wedge (ours) or paper (the paper's own form)")
+    conditions: tuple[str, ...] = _setting(_conditions, "of 'wedge': what images may be in, a comma list")
+    use_semantic: bool = _setting(_truth, "the semantic attention stream")
     save_dir: Path = _setting(_path, "folder for banks, tables and figures")
     sampling_ratio: tuple[float, ...] = _setting(_ratios, "share of patches kept: a number, a comma list, or 'all'")
     sampling_method: str = _setting(_choice("coreset", "random"), "how patches are chosen: coreset or random")
@@ -214,25 +179,14 @@ class Settings:
 
     def embedding(self) -> dict[str, Any]:
         """The settings that an embedding depends on, under their constants' names: what a bank must agree with."""
-        names = ("IMAGE_SIZE", "CENTER_CROP", "RESIZE", "BACKBONE", "WAVELET_TYPE", "FREQUENCY_STREAM", "USE_SEMANTIC")
-        names += ("LIGHT_ALIGNMENT", "CLEAN_SHARE", "METRIC", "WHITENING_SHRINKAGE", "EMBEDDING_DIM")
+        names = ("FORM", "IMAGE_SIZE", "CENTER_CROP", "RESIZE", "BACKBONE", "WAVELET_TYPE", "USE_SEMANTIC")
         values = {name: getattr(self, name.lower()) for name in names} | {"IMAGE_SIZE": self.image_size.written()}
         if not self.center_crop:
             values["RESIZE"] = None  # not used then
         if self.bit_depth is not None:  # otherwise any will do
             values["BIT_DEPTH"] = self.bit_depth
-        values["CONDITIONS"] = ",".join(self.conditions)
-        if self.frequency_stream != "condition":
-            values |= {"CONDITIONS": None, "LIGHT_ALIGNMENT": None, "CLEAN_SHARE": None}
-        if self.metric == "euclidean":
-            values["WHITENING_SHRINKAGE"] = None
+        values["CONDITIONS"] = ",".join(self.conditions) if self.form == "wedge" else None
         return values
-
-    def bank_shares(self, count: int) -> list[float]:
-        """What each of ``count`` conditions, clean first, keeps of SAMPLING_RATIO."""
-        if self.clean_share is None or count == 1:
-            return [1.0] * count
-        return [self.clean_share] + [(1 - self.clean_share) / (count - 1)] * (count - 1)
 
 
 CONSTANTS = {field.metadata["constant"] or field.name.upper(): field for field in dataclasses.fields(Settings)}

@@ -98,8 +98,8 @@ def detection(settings: Settings) -> list[str]:
 
 def conditions(settings: Settings, categories: Sequence[str]) -> list[str]:
     """evaluation.py's pictures of the frequency stream."""
-    if settings.frequency_stream != "condition":
-        return [paragraph(f"All images are searched in one bank: FREQUENCY_STREAM is '{settings.frequency_stream}'.")]
+    if settings.form != "wedge":
+        return [paragraph(f"FORM is '{settings.form}': it knows no conditions.")]
     found = []
     for category in categories:
         path = settings.save_dir / f"conditions_{category}.csv"

@@ -14,27 +14,26 @@ from models.detector import Detector, Net
 from models.errors import InputError
 from models.frequency import FrequencyGate
 from models.memory_bank import MemoryBank
-from models.wedge_net import WedgeNet
+from models.wedge_net import RECIPE, Recipe, WedgeNet
 from utils.atomic import atomic_file
 from utils.settings import Settings, ratio_name
 
-FORMAT = 3
+FORMAT = 4
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """One category's memory bank and what it was made with.
+    """One category's memory banks and what they were made with.
 
-    ``memory_bank`` (M, D) float32 or float16, the banks of all conditions one after the other; ``bank_sizes`` (K,)
-    int64, how many vectors each has; ``score_scales`` (K, 2) what makes their scores alike, see ``Detector``;
+    ``memory_banks`` for each scale (M, D) float32 or float16; ``scales`` (K, S) and ``offsets`` (K,), see ``Detector``;
     ``settings`` those the embedding depends on, and the BIT_DEPTH that was found; ``state`` what the embedding has
     beside the backbone; ``fingerprint`` of the backbone's weights; ``training_digest`` of the training files;
     ``calibration_scores`` (n,) of training images against a bank without them.
     """
 
-    memory_bank: Tensor
-    bank_sizes: Tensor
-    score_scales: Tensor
+    memory_banks: list[Tensor]
+    scales: Tensor
+    offsets: Tensor
     settings: dict[str, Any]
     state: dict[str, Tensor]
     fingerprint: str
@@ -55,6 +54,7 @@ def bank_path(save_dir: Path, category: str, ratio: float) -> Path:
 def save_checkpoint(path: Path, checkpoint: Checkpoint) -> None:
     """Write to a temporary file, then rename. Raises :class:`InputError` if the disk is full or not writable."""
     contents = {"format": FORMAT} | {field.name: getattr(checkpoint, field.name) for field in fields(checkpoint)}
+    contents["state"] = {name: _packed(name, tensor) for name, tensor in checkpoint.state.items()}
     try:
         with atomic_file(path) as temporary, open(temporary, "wb") as file:
             torch.save(contents, file)
@@ -94,14 +94,18 @@ def as_checkpoint(contents: Any, path: Path) -> Checkpoint:
     for name, kind in get_type_hints(Checkpoint).items():
         if not isinstance(contents[name], get_origin(kind) or kind):
             raise InputError(f"{path} is damaged: its {name} is of type {type(contents[name]).__name__}")
-    if contents["memory_bank"].ndim != 2 or contents["calibration_scores"].ndim != 1:
-        raise InputError(f"{path} is damaged: its memory_bank or its calibration_scores have a wrong shape")
-    sizes, scales = contents["bank_sizes"], contents["score_scales"]
-    if sizes.ndim != 1 or sizes.dtype != torch.int64 or scales.shape != (len(sizes), 2):
-        raise InputError(f"{path} is damaged: its bank_sizes do not fit its score_scales")
-    if not len(sizes) or sizes.min() < 1 or sizes.sum() != len(contents["memory_bank"]):
-        raise InputError(f"{path} is damaged: its memory_bank does not fit its bank_sizes")
+    banks, scales, offsets = contents["memory_banks"], contents["scales"], contents["offsets"]
+    if not banks or not all(isinstance(bank, Tensor) and bank.ndim == 2 for bank in banks):
+        raise InputError(f"{path} is damaged: its memory_banks are not matrices")
+    if contents["calibration_scores"].ndim != 1 or offsets.ndim != 1 or scales.shape != (len(offsets), len(banks)):
+        raise InputError(f"{path} is damaged: its calibration_scores, scales or offsets have a wrong shape")
+    contents["state"] = {name: tensor.float() for name, tensor in contents["state"].items()}
     return Checkpoint(**{name: contents[name] for name in names})
+
+
+def _packed(name: str, tensor: Tensor) -> Tensor:
+    """Metric and lenses in half precision, which is all that they hold, see ``Affine.rounded``."""
+    return tensor.half() if name.endswith(".matrices") else tensor
 
 
 def misfit(checkpoint: Checkpoint, embedding: Mapping[str, Any], net: Net) -> str | None:
@@ -112,43 +116,28 @@ def misfit(checkpoint: Checkpoint, embedding: Mapping[str, Any], net: Net) -> st
             return f"it was made with {name} = {saved!r}, the setting is {wanted!r}"
     if checkpoint.fingerprint != net.fingerprint:
         return f"it was made with other backbone weights ({checkpoint.fingerprint}, now {net.fingerprint})"
-    dim = embedding.get("EMBEDDING_DIM") or net.dim
-    if dim >= 1 and checkpoint.memory_bank.shape[1] != dim:  # below 1 the training images decide
-        return f"its vectors have {checkpoint.memory_bank.shape[1]} dimensions, the embedding has {dim}"
-    if len(checkpoint.score_scales) != len(net.conditions):
-        return f"it holds {len(checkpoint.score_scales)} conditions, the settings {len(net.conditions)}"
+    if len(checkpoint.offsets) != len(net.conditions):
+        return f"it holds {len(checkpoint.offsets)} conditions, the settings {len(net.conditions)}"
     return None
 
 
-def build_net(settings: Settings) -> WedgeNet:
-    """The embedding network that the settings describe, without what comes from a category's training images.
-
-    Raises :class:`InputError` if EMBEDDING_DIM asks for more dimensions than there are.
-    """
+def build_net(settings: Settings, recipe: Recipe = RECIPE) -> WedgeNet:
+    """The embedding network that the settings describe, without what comes from a category's training images."""
     backbone = build_backbone(settings.backbone, settings.backbone_weights)
     frequency = None
-    if settings.frequency_stream == "gate":
+    if settings.form == "paper":
         frequency = FrequencyGate(settings.wavelet_type, backbone.channels, settings.seed)
-    elif settings.frequency_stream == "condition":
-        frequency = build_stream(settings)
-    net = WedgeNet(
+    elif len(settings.conditions) > 1 or recipe.align_light:
+        frequency = ConditionStream(settings.wavelet_type, settings.conditions, recipe.align_light, settings.image_size)
+    return WedgeNet(
         backbone,
+        form=settings.form,
         frequency=frequency,
         use_semantic=settings.use_semantic,
+        recipe=recipe,
         device=settings.device,
         engine=settings.engine,
     )
-    if settings.embedding_dim is not None and settings.embedding_dim > net.dim:
-        raise InputError(
-            f"EMBEDDING_DIM is {settings.embedding_dim}; {settings.backbone} gives {net.dim} dimensions with these "
-            "settings, so it must be at most that, or None for all"
-        )
-    return net
-
-
-def build_stream(settings: Settings) -> ConditionStream:
-    """The 'condition' stream that the settings describe, which knows no images yet."""
-    return ConditionStream(settings.wavelet_type, settings.conditions, settings.light_alignment, settings.image_size)
 
 
 def make_bank(vectors: Tensor, path: Path) -> MemoryBank:
@@ -164,13 +153,19 @@ def make_detector(checkpoint: Checkpoint, net: Net, image_size: tuple[int, int],
 
     Raises :class:`InputError` if a bank cannot be used.
     """
-    banks = [make_bank(part, path) for part in checkpoint.memory_bank.split(checkpoint.bank_sizes.tolist())]
-    if checkpoint.memory_bank.shape[1] != net.dim:
-        raise InputError(
-            f"{path} is damaged: its vectors have {checkpoint.memory_bank.shape[1]} dimensions, its metric {net.dim}"
-        )
-    depth = checkpoint.settings.get("BIT_DEPTH")  # older files do not say
-    return Detector(net, banks, image_size, checkpoint.calibration_scores, checkpoint.score_scales, depth)
+    banks = [make_bank(vectors, path) for vectors in checkpoint.memory_banks]
+    if tuple(bank.dim for bank in banks) != net.dims:
+        found, wanted = (" and ".join(map(str, dims)) for dims in ([bank.dim for bank in banks], net.dims))
+        raise InputError(f"{path} is damaged: its vectors have {found} dimensions, its metric {wanted}")
+    return Detector(
+        net,
+        banks,
+        image_size,
+        checkpoint.scales,
+        checkpoint.offsets,
+        checkpoint.calibration_scores,
+        checkpoint.settings.get("BIT_DEPTH"),
+    )
 
 
 def load_detector(settings: Settings, category: str, ratio: float, net: WedgeNet) -> tuple[Detector, Checkpoint]:

@@ -37,20 +37,22 @@ Alteration = Callable[[Batch], Tensor]  # makes the images (B, 3, H, W) that are
 
 def extract_features(
     net: Net, samples: Sequence[Sample], settings: Settings, what: str, alter: Alteration | None = None
-) -> Tensor:
-    """(N, h*w, D) float32 patch features of all samples, in one array on the CPU, allocated once."""
-    features = None
+) -> list[Tensor]:
+    """For each scale (N, h*w, D) float32 patch features of all samples, in one array on the CPU, allocated once."""
+    scales: list[Tensor] = []
     start = 0
     for batch in with_progress(samples, settings, what):
-        embedded = net.embed(batch.images if alter is None else alter(batch)).features
-        if not torch.isfinite(embedded).all():
-            bad = (~torch.isfinite(embedded).all(dim=2).all(dim=1)).nonzero()[0].item()
-            raise InputError(f"image {batch.samples[bad].path} gives features that are not finite")
-        if features is None:
-            features = torch.empty(len(samples), *embedded.shape[1:])
-        features[start : start + len(embedded)] = embedded
-        start += len(embedded)
-    return features
+        embedded = net.look(batch.images if alter is None else alter(batch)).features
+        for scale in embedded:
+            if not torch.isfinite(scale).all():
+                bad = (~torch.isfinite(scale).all(dim=2).all(dim=1)).nonzero()[0].item()
+                raise InputError(f"image {batch.samples[bad].path} gives features that are not finite")
+        if not scales:
+            scales = [torch.empty(len(samples), *scale.shape[1:]) for scale in embedded]
+        for whole, part in zip(scales, embedded, strict=True):
+            whole[start : start + len(part)] = part
+        start += len(batch.images)
+    return scales
 
 
 def score_samples(
@@ -66,7 +68,7 @@ def score_samples(
     masks = []
     for batch in with_progress(samples, settings, what):
         images = batch.images if alter is None else alter(batch)
-        embeddings = {net: net.embed(images) for net in dict.fromkeys(detector.net for detector in detectors)}
+        embeddings = {net: net.look(images) for net in dict.fromkeys(detector.net for detector in detectors)}
         for detector, parts in zip(detectors, found, strict=True):
             embedding = embeddings[detector.net]
             part = detector.predict_embedding(embedding)._asdict()

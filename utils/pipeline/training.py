@@ -1,27 +1,28 @@
-"""Making memory banks, the same way for WEDGE-Net and for the PatchCore baseline."""
+"""Making memory banks, the same way for WEDGE-Net and for the PatchCore baseline.
 
-import functools
-import math
+One category's way from files to bank is ``train_category``: images -> features -> metric and lenses -> the patches that
+are kept -> how far good parts lie from them -> file.
+"""
+
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from models.calibration import held_out_scores
-from models.condition import CLEAN, Condition
+from models.calibration import calibration_images, held_out_distances
 from models.coreset import greedy_coreset, random_subset
-from models.detector import Net
+from models.detector import Net, combine
 from models.errors import InputError
 from models.scoring import AnomalyMap
-from models.wedge_net import grid_size
-from models.whitening import Whitening, fit_whitening
+from models.wedge_net import RECIPE, Recipe, WedgeNet
+from models.whitening import fit_lens, fit_whitening
 from utils.data.dataset import Sample, files_digest, train_samples, with_bit_depth
 from utils.pipeline.checkpoint import Checkpoint, bank_path, build_net, load_checkpoint, misfit, save_checkpoint
-from utils.pipeline.conditions import learn_conditions, training_alteration
+from utils.pipeline.conditions import altered_features, learn_conditions, lens_images
 from utils.pipeline.inference import extract_features
 from utils.pipeline.patchcore import build_patchcore, patchcore_embedding, patchcore_path
 from utils.settings import Settings
@@ -32,34 +33,26 @@ class Method:
     """What the two methods do not share when their banks are made.
 
     ``embedding`` the settings that the features depend on; ``path`` of a category and a ratio: where that bank goes;
-    ``folder`` the setting that names its folder; ``fit_metric`` makes (N, D) training patches into the map that the
-    features go through, or None, given the number of dimensions to keep or None for what the settings say;
-    ``bank_dtype`` what the bank is stored in; ``prepare`` makes a category's training images, the settings and its name
-    into the net that knows their conditions, None where there is but one.
+    ``folder`` the setting that names its folder; ``bank_dtype`` what the bank is stored in; ``shrinkage`` of the
+    metric, None for plain Euclidean distances.
     """
 
     net: Net
     embedding: dict[str, Any]
     path: Callable[[str, float], Path]
     folder: str
-    fit_metric: Callable[[Tensor, int | None], Whitening | None] = lambda patches, dim: None
     bank_dtype: torch.dtype = torch.float32
-    prepare: Callable[[Sequence[Sample], Settings, str], Net] | None = None
+    shrinkage: float | None = None
 
 
-def wedge_net_method(settings: Settings) -> Method:
+def wedge_net_method(settings: Settings, recipe: Recipe = RECIPE) -> Method:
     """WEDGE-Net as the settings describe it."""
-    net = build_net(settings)
     return Method(
-        net,
+        build_net(settings, recipe),
         settings.embedding(),
         lambda category, ratio: bank_path(settings.save_dir, category, ratio),
         "SAVE_DIR",
-        lambda patches, dim: fit_whitening(
-            patches, settings.metric, settings.whitening_shrinkage, dim or settings.embedding_dim
-        ),
-        getattr(torch, settings.bank_dtype),
-        None if net.stream is None else functools.partial(learn_conditions, net),
+        *((torch.float16, recipe.shrinkage) if settings.form == "wedge" else ()),
     )
 
 
@@ -87,24 +80,22 @@ def train_category(settings: Settings, category: str, method: Method, overwrite:
     settings = with_bit_depth(samples, settings)
     if settings.bit_depth != 8:
         print(f"[{category}] {settings.bit_depth} bits a pixel")
-    net = method.net if method.prepare is None else method.prepare(samples, settings, category)
-    made, dim = [], None
-    for condition, share in zip(net.conditions, settings.bank_shares(len(net.conditions)), strict=True):
-        own_ratios = [ratio * share for ratio in ratios]
-        made.append(train_condition(net, condition, samples, own_ratios, settings, method, category, dim))
-        if made[0][0] is not None:
-            dim = made[0][0].dim  # clean's, for all of them
-    maps = [whitening for whitening, _ in made if whitening is not None]
-    if maps:
-        net = net.with_whitening(maps)
-
-    for place, ratio in enumerate(ratios):
-        banks, scores = zip(*(banks[place] for _, banks in made), strict=True)
+    net = method.net
+    if isinstance(net, WedgeNet) and net.stream is not None:
+        net = learn_conditions(net, samples, settings, category)
+    scales = extract_features(net, samples, settings, f"{category}: features")
+    altered: list[list[Tensor]] = []
+    if method.shrinkage is not None:
+        net, scales, altered = fit_maps(net, scales, samples, settings, category, method.shrinkage)
+    chosen = [choose_patches(scale.flatten(0, 1), ratios, settings, category) for scale in scales]
+    for ratio in ratios:
+        memories = [remember(*each, ratio, method.bank_dtype, category) for each in zip(scales, chosen, strict=True)]
+        units, offsets, scores = calibrate(net, settings, memories, scales, altered)
         path = method.path(category, ratio)
         checkpoint = Checkpoint(
-            memory_bank=banks[0] if len(banks) == 1 else torch.cat(banks),
-            bank_sizes=torch.tensor([len(bank) for bank in banks]),
-            score_scales=scales_alike(scores),
+            memory_banks=[memory.vectors for memory in memories],
+            scales=units,
+            offsets=offsets,
             settings=method.embedding | {"BIT_DEPTH": settings.bit_depth},
             state=net.state(),
             fingerprint=net.fingerprint,
@@ -114,59 +105,113 @@ def train_category(settings: Settings, category: str, method: Method, overwrite:
             seed=settings.seed,
             training_images=len(samples),
             training_digest=files_digest(samples),
-            calibration_scores=scores[0],
+            calibration_scores=scores,
         )
         save_checkpoint(path, checkpoint)
-        each = "" if len(banks) == 1 else f", for each of {len(banks)} conditions"
-        if len(banks[-1]) != len(banks[0]):
-            each = f", and {len(banks[-1])} for each of {len(banks) - 1} other conditions"
-        patches = len(samples) * math.prod(grid_size(settings.image_size))
-        kept = f"kept {len(banks[0])} of {patches} patches in {banks[0].shape[1]} dimensions"
-        print(f"[{category}] {len(samples)} images, {kept}{each}: {path}")
+        kept = " and ".join(
+            f"{len(memory.vectors)} of {len(samples) * scale.shape[1]} patches in {scale.shape[2]} dimensions"
+            for memory, scale in zip(memories, scales, strict=True)
+        )
+        print(f"[{category}] {len(samples)} images, kept {kept}: {path} ({path.stat().st_size / 1e6:.2f} MB)")
 
 
-def train_condition(
-    net: Net,
-    condition: Condition,
+def fit_maps(
+    net: WedgeNet,
+    scales: Sequence[Tensor],
     samples: Sequence[Sample],
-    ratios: Sequence[float],
     settings: Settings,
-    method: Method,
     category: str,
-    dim: int | None,
-) -> tuple[Whitening | None, list[tuple[Tensor, Tensor]]]:
-    """The metric of one condition, in ``dim`` dimensions or as many as the settings say, and for each ratio a bank
-    (M, D) and scores of images that it does not know."""
-    what = category if condition == CLEAN else f"{category}, {condition.name}"
-    alter = training_alteration(condition, samples, settings.seed)
-    features = extract_features(net, samples, settings, f"{what}: features", alter)
-    whitening = method.fit_metric(features.flatten(0, 1), dim)
-    if whitening is not None:
-        features = whitening.apply_in_place(features)
-    patches = features.flatten(0, 1)
-    chosen = choose_patches(patches, ratios, settings, what)
-    anomaly_map = AnomalyMap(grid_size(settings.image_size), settings.image_size, net.scoring).to(net.device)
-    made = []
-    for ratio in ratios:
-        size = bank_size(len(patches), ratio, what)
-        # A whole bank is the features themselves: a copy would double the memory.
-        rows = torch.arange(len(patches)) if ratio == 1 else chosen[:size].sort().values
-        bank = (patches if ratio == 1 else patches[rows]).to(method.bank_dtype)
-        made.append((bank, held_out_scores(features, bank, rows // features.shape[1], anomaly_map)))
-    return whitening, made
+    shrinkage: float,
+) -> tuple[WedgeNet, list[Tensor], list[list[Tensor]]]:
+    """The network with metric and lenses, and in it the training features of each scale, (N, h*w, K).
 
-
-def scales_alike(scores: Sequence[Tensor]) -> Tensor:
-    """(K, 2): by what each condition's scores are multiplied and what is added, to be like those of the first one.
-
-    ``scores`` K times (n,) are of good parts. Mean and standard deviation become the first one's.
+    Also, for each other condition and scale, the features (n, h*w, K) of some of the training images in that condition.
     """
-    scales = torch.tensor([[1.0, 0.0]]).repeat(len(scores), 1)
-    for scale, own in zip(scales[1:], scores[1:], strict=True):
-        if min(len(own), len(scores[0])) > 1 and own.std() > 0 and scores[0].std() > 0:
-            factor = scores[0].std() / own.std()
-            scale[:] = torch.stack([factor, scores[0].mean() - factor * own.mean()])
-    return scales
+    numbers, conditions = altered_features(net, samples, settings, category)
+    maps, altered = [], [[] for _ in conditions]
+    mapped = []
+    for place, scale in enumerate(scales):
+        metric = fit_whitening(scale.flatten(0, 1), shrinkage).rounded()
+        scale = metric.apply_in_place(scale)
+        clean, own = scale[numbers].flatten(0, 1), [metric]
+        for condition, features in enumerate(conditions):
+            lens = metric.then(fit_lens(metric(features[place]).flatten(0, 1), clean)).rounded()
+            own.append(lens)
+            altered[condition].append(lens(features[place]))
+        maps.append(own)
+        mapped.append(scale)
+    return net.with_maps(maps), mapped, altered
+
+
+class Memory(NamedTuple):
+    """``vectors`` (M, D) of one scale and ``owners`` (M,), the number of the training image that each comes from."""
+
+    vectors: Tensor
+    owners: Tensor
+
+
+def remember(features: Tensor, chosen: Tensor, ratio: float, dtype: torch.dtype, category: str) -> Memory:
+    """The memory that holds a ratio of the patches (N, h*w, D), of which ``chosen`` names those worth keeping first."""
+    patches = features.flatten(0, 1)
+    # A whole bank is the features themselves: a copy would double the memory.
+    rows = (
+        torch.arange(len(patches)) if ratio == 1 else chosen[: bank_size(len(patches), ratio, category)].sort().values
+    )
+    return Memory((patches if ratio == 1 else patches[rows]).to(dtype), rows // features.shape[1])
+
+
+def calibrate(
+    net: Net,
+    settings: Settings,
+    memories: Sequence[Memory],
+    scales: Sequence[Tensor],
+    altered: Sequence[Sequence[Tensor]],
+) -> tuple[Tensor, Tensor, Tensor]:
+    """What makes scores comparable: (K, S) and (K,), see ``Detector``, and the scores (n,) of good parts that are new.
+
+    The unit of a scale is the root mean square distance of good patches to the memory of other images. In each other
+    condition mean and standard deviation of good parts' scores become those of clean ones.
+    """
+    count = len(scales[0])
+    images = calibration_images(
+        count,
+        [(scale.shape[1], len(memory.vectors), scale.shape[2]) for scale, memory in zip(scales, memories, strict=True)],
+    )
+    maps = [AnomalyMap(grid, settings.image_size, net.scoring) for grid in net.grids(settings.image_size)]
+    units = torch.ones(len(net.conditions), len(scales))
+    offsets = torch.zeros(len(units))
+
+    def distances(parts: Sequence[Tensor], numbers: Tensor) -> list[Tensor]:
+        """Held-out distances of each scale, of the images that can be judged at all of them."""
+        found = [
+            held_out_distances(part, numbers, count, *memory) for part, memory in zip(parts, memories, strict=True)
+        ]
+        known = torch.stack([own.isfinite().all(dim=1) for own in found]).all(dim=0)
+        return [own[known] for own in found]
+
+    def scores(held_out: Sequence[Tensor]) -> Tensor:
+        if not len(held_out[0]):
+            return torch.zeros(0)
+        return torch.cat(
+            [combine(part, units, offsets, maps)[0] for part in zip(*(own.split(64) for own in held_out), strict=True)]
+        )
+
+    held_out = distances([scale[images] for scale in scales], images)
+    if len(scales) > 1:  # of a single scale, distances are the scores' unit
+        for scale, (own, features) in enumerate(zip(held_out, scales, strict=True)):
+            # A single image has no others to be compared with; its patches' own spread is the best guess.
+            known = own if len(own) else features.square().sum(dim=2).sqrt()
+            units[:, scale] = 1 / known.square().mean().sqrt().clamp_min(1e-6)
+    calibration = scores(held_out)
+    numbers = lens_images(count)
+    clean = scores(distances([scale[numbers] for scale in scales], numbers)) if altered else None
+    for condition, parts in enumerate(altered, start=1):
+        own = scores(distances(parts, numbers))
+        if len(own) > 1 and own.std() > 0 and clean.std() > 0:
+            factor = clean.std() / own.std()
+            units[condition] *= factor
+            offsets[condition] = clean.mean() - factor * own.mean()
+    return units, offsets, calibration
 
 
 def is_missing(settings: Settings, category: str, ratio: float, method: Method, samples: Sequence[Sample]) -> bool:
@@ -180,8 +225,6 @@ def is_missing(settings: Settings, category: str, ratio: float, method: Method, 
         reason = f"it was made from {saved.training_images} other training images"
     if reason is None and (saved.sampling_method, saved.seed) != (settings.sampling_method, settings.seed):
         reason = f"it was made by {saved.sampling_method} sampling with SEED {saved.seed}"
-    if reason is None and saved.memory_bank.dtype != method.bank_dtype:
-        reason = f"it is stored in {str(saved.memory_bank.dtype).removeprefix('torch.')}"
     if reason is not None:
         raise InputError(
             f"{path} is there but does not fit: {reason}; use --overwrite to replace it, or another {method.folder}"
