@@ -27,10 +27,9 @@ import onnxruntime
 import torch
 
 import config
-from models.backbone import Backbone, build_backbone
 from models.detector import Detector
 from models.errors import InputError
-from models.onnx_detector import detector_graph
+from models.onnx_detector import file_graph
 from models.onnx_graph import OPSET
 from models.wedge_net import WedgeNet
 from utils.atomic import atomic_file
@@ -53,12 +52,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = SettingsParser(config, __doc__)
     parser.add_argument("--int8", action="store_true", help="backbone in 8 bits, ranges from the training images")
     settings, options = parser.read(argv)
-    settings = dataclasses.replace(settings, device=torch.device("cpu"))
-    net, backbone = build_net(settings), build_backbone(settings.backbone, settings.backbone_weights)
+    # Torch runs what the models are compared with.
+    settings = dataclasses.replace(settings, device=torch.device("cpu"), engine="torch")
+    net = build_net(settings)
 
     def export(category: str) -> None:
         for ratio in settings.sampling_ratio:
-            export_detector(settings, category, ratio, net, backbone, options.int8)
+            export_detector(settings, category, ratio, net, options.int8)
 
     code = for_each(find_categories(settings), export)
     program = settings.save_dir / "predict.pyz"
@@ -67,18 +67,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     return code
 
 
-def export_detector(
-    settings: Settings, category: str, ratio: float, net: WedgeNet, backbone: Backbone, int8: bool
-) -> Path:
+def export_detector(settings: Settings, category: str, ratio: float, net: WedgeNet, int8: bool) -> Path:
     """Write one model, after a comparison with PyTorch; returns its path."""
     detector, checkpoint = load_detector(settings, category, ratio, net)
     settings = at_depth_of([detector], settings)
-    graph = detector_graph(
-        detector,
-        backbone,
-        settings.image_size,
-        int8_images=calibration_images(settings, category) if int8 else None,
-    )
+    graph = file_graph(detector, int8_images=calibration_images(settings, category) if int8 else None)
     info = model_info(
         category,
         checkpoint.calibration_scores.numpy(),

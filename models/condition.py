@@ -24,8 +24,8 @@ Array = Tensor | np.ndarray
 KINDS = ("noise", "blur", "colour")
 LEVELS = 3  # of the wavelet transform
 STATISTICS = 5 + 3 * LEVELS  # of an image: light and detail
-_FLOOR = 0.5 / 255  # half a grey level: what a coefficient below it says is the rounding to 8 bits
-_GAIN = 4.0  # most that contrast is raised or lowered: a blank picture has none to raise
+FLOOR = 0.5 / 255  # half a grey level: what a coefficient below it says is the rounding to 8 bits
+GAIN = 4.0  # most that contrast is raised or lowered: a blank picture has none to raise
 _DOUBT = 6.0  # squared Mahalanobis distance by which another condition must be nearer than clean
 _FAMILIAR = 0.999  # share of the training images that count as familiar
 _FOLDS = 10
@@ -118,13 +118,14 @@ class ConditionStream(nn.Module):
                 "set WAVELET_TYPE = 'haar' or FREQUENCY_STREAM = 'off'"
             )
         self.conditions = parse_conditions(conditions)
+        self.wavelet, self.image_size = wavelet, image_size
         self.align_light = align_light
         (structure_rows, detail_rows), (structure_columns, detail_columns) = (
             _analysis(wavelet, side) for side in image_size
         )
-        self.structure = _Separable(structure_rows, structure_columns, planes=3)
+        self.structure = Separable(structure_rows, structure_columns, planes=3)
         self.details = nn.ModuleList(
-            _Separable(rows, columns, planes=1) for rows, columns in zip(detail_rows, detail_columns, strict=True)
+            Separable(rows, columns, planes=1) for rows, columns in zip(detail_rows, detail_columns, strict=True)
         )
         count, width = len(self.conditions), STATISTICS
         self.register_buffer("least_light", -torch.ones(4, 2))  # of the training images, see _brightness_and_cast
@@ -159,17 +160,17 @@ class ConditionStream(nn.Module):
         """(B, 3, H, W) -> statistics (B, STATISTICS), and each channel's gain and offset (B, 3), for its light."""
         xp = _library(images)
         some = images[..., ::2, ::2].reshape(images.shape[0], -1)
-        clipped = xp.stack([_share(some >= 1 - _FLOOR), _share(some <= _FLOOR)], axis=1)
+        clipped = xp.stack([_share(some >= 1 - FLOOR), _share(some <= FLOOR)], axis=1)
         structure = self.structure(images)
         gain, offset = self._alignment(_light(structure))
         structure = _with_light(structure, gain, offset)[0]
         grey, colourfulness = structure.mean(axis=1), xp.amax(structure, axis=1) - xp.amin(structure, axis=1)
         quantiles = _ranked(xp.stack([grey, colourfulness], axis=1), 0.1, 0.5, 0.9)
         bottom, middle, top = quantiles[:, 0, 0], quantiles[:, 0, 1], quantiles[:, 0, 2]
-        skewness = xp.log(top - middle + _FLOOR) - xp.log(middle - bottom + _FLOOR)
+        skewness = xp.log(top - middle + FLOOR) - xp.log(middle - bottom + FLOOR)
         light = [xp.log(clipped + 1e-3), skewness[:, None], quantiles[:, 1, 1:]]
         grey = xp.einsum("bc,bchw->bhw", gain / 3, images)[:, None]
-        detail = [xp.log(_ranked(_detail_bands(level(grey)), 0.5)[..., 0] + _FLOOR) for level in self.details]
+        detail = [xp.log(_ranked(_detail_bands(level(grey)), 0.5)[..., 0] + FLOOR) for level in self.details]
         return xp.concatenate([*light, *detail], axis=1), gain, offset
 
     def _alignment(self, light: Array) -> tuple[Array, Array]:
@@ -184,7 +185,7 @@ class ConditionStream(nn.Module):
         least, most = _like(light, self.least_light), _like(light, self.most_light)
         change = xp.minimum(xp.maximum(seen, least), most) - seen
         wanted = light + change[:, :1] + change[:, 1:]
-        gain = ((wanted[..., 1] + 1e-6) / (spread + 1e-6)).clip(1 / _GAIN, _GAIN)
+        gain = ((wanted[..., 1] + 1e-6) / (spread + 1e-6)).clip(1 / GAIN, GAIN)
         return gain, wanted[..., 0] - gain * median
 
     def _judge(self, statistics: Array) -> tuple[Array, Array]:
@@ -256,7 +257,7 @@ def _fit(statistics: Tensor) -> tuple[Tensor, Tensor]:
     return means, torch.linalg.inv(covariance + 1e-4 * torch.eye(len(covariance), dtype=covariance.dtype))
 
 
-class _Separable(nn.Module):
+class Separable(nn.Module):
     """A matrix on each side of an image's planes: ``rows`` (h, H) makes h rows of H, ``columns`` (w, W) w columns of W:
     rows @ plane @ columns.T."""
 

@@ -1,14 +1,19 @@
 """A trained detector: one image from pixels to score, in a few lines."""
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
+from models.engine import OnnxEngine
 from models.memory_bank import MemoryBank
 from models.patchcore import PatchCore
 from models.scoring import AnomalyMap, Prediction, image_scores
 from models.wedge_net import Embedding, WedgeNet
+
+if TYPE_CHECKING:
+    from models.onnx_detector import OnePiece
 
 Net = WedgeNet | PatchCore
 
@@ -43,12 +48,13 @@ class Detector:
         self.scales = (torch.ones(count, len(banks)) if scales is None else scales).to(net.device)
         self.offsets = (torch.zeros(count) if offsets is None else offsets).to(net.device)
         self.grids = net.grids(image_size)
+        self.image_size = image_size
         self.anomaly_maps = [AnomalyMap(grid, image_size, net.scoring).to(net.device) for grid in self.grids]
+        self.pieces: dict[tuple[Detector, ...], OnePiece] = {}  # of this detector, alone and together with others
 
-    @torch.inference_mode()
     def predict(self, images: Tensor) -> Prediction:
         """(B, 3, H, W) images in [0, 1] -> their scores and anomaly maps."""
-        return self.predict_embedding(self.net.look(images))
+        return predict_together([self], images)[0]
 
     @torch.inference_mode()
     def predict_embedding(self, embedding: Embedding) -> Prediction:
@@ -56,7 +62,9 @@ class Detector:
         reading = embedding.reading
         conditions = None if reading is None else reading.conditions
         scores, maps = self.judge(self.distances(embedding.features), conditions)
-        return Prediction(scores, maps, conditions, None if reading is None else reading.unfamiliar)
+        if reading is None:
+            return Prediction(scores, maps)
+        return Prediction(scores, maps, conditions, reading.unfamiliar, reading.statistics)
 
     @torch.inference_mode()
     def distances(self, features: Sequence[Tensor]) -> list[Tensor]:
@@ -79,6 +87,24 @@ class Detector:
         """Bytes of all that a category has beside the backbone: the banks' vectors, metric and lenses."""
         maps = [maps.matrices for maps in getattr(self.net, "maps", [])]
         return sum(bank.vectors.nbytes for bank in self.banks) + sum(2 * each.numel() for each in maps)
+
+
+@torch.inference_mode()
+def predict_together(detectors: Sequence[Detector], images: Tensor) -> list[Prediction]:
+    """What each of several detectors makes of (B, 3, H, W) images in [0, 1]; those of one network share its work."""
+    found: dict[Detector, Prediction] = {}
+    for net in dict.fromkeys(detector.net for detector in detectors):
+        own = tuple(detector for detector in detectors if detector.net is net)
+        if isinstance(net.backbone, OnnxEngine):
+            from models.onnx_detector import OnePiece  # needs onnx, which is optional
+
+            if own not in own[0].pieces:
+                own[0].pieces[own] = OnePiece(own)
+            found |= zip(own, own[0].pieces[own](images), strict=True)
+        else:
+            embedding = net.look(images)
+            found |= {detector: detector.predict_embedding(embedding) for detector in own}
+    return [found[detector] for detector in detectors]
 
 
 def combine(

@@ -77,8 +77,10 @@ class OnnxEngine:
         self.backbone = fold_batch_norms(copy.deepcopy(backbone))
         # The graph is not kept on the disk: making it takes a tenth of a second, no more than checking a file would.
         self.any_size, self.of_size = None, {}
+        self.graphs: dict[tuple[int, int] | None, onnx.ModelProto] = {}  # by size; None for one that takes any
         with contextlib.suppress(UnknownLayer):
-            self.any_size = self._session(written_graph(self.backbone))
+            self.graphs[None] = written_graph(self.backbone)
+            self.any_size = self.session(self.graphs[None])
 
     def __call__(self, images: Tensor) -> tuple[Tensor, Tensor]:
         # numpy() and from_numpy() share memory with torch: nothing is copied on the way in.
@@ -92,7 +94,13 @@ class OnnxEngine:
         )
         return _checked(self.backbone, images, layer2, layer3)
 
-    def _session(self, graph: "onnx.ModelProto") -> "onnxruntime.InferenceSession":
+    def graph(self, size: tuple[int, int]) -> "onnx.ModelProto":
+        """The backbone as a graph, for images of this height and width, whose maps have the sizes that are expected."""
+        self(torch.zeros(1, 3, *size))
+        return self.graphs.get(None) or self.graphs[size]
+
+    def session(self, graph: "onnx.ModelProto") -> "onnxruntime.InferenceSession":
+        """What runs a graph, the backbone's own or that of a whole detector."""
         import onnxruntime
 
         return onnxruntime.InferenceSession(graph.SerializeToString(), self.options, providers=["CPUExecutionProvider"])
@@ -109,7 +117,8 @@ class OnnxEngine:
         if size not in self.of_size:
             refusal = f"{self.backbone.name} cannot run in onnxruntime: set ENGINE = 'torch' "
             try:
-                session = self._session(onnx_graph(self.backbone, size))
+                self.graphs[size] = onnx_graph(self.backbone, size)
+                session = self.session(self.graphs[size])
                 found = session.run(None, {"images": images[:1].numpy()})
             except Exception as error:  # the exporter and onnxruntime have dozens of their own, and no common one
                 raise InputError(f"{refusal}({one_line(error)[:200]})") from error

@@ -1,108 +1,44 @@
-"""The whole detector as one ONNX graph: from the pixels that a camera gives to score and anomaly map.
+"""The whole detector as one ONNX graph: from pixels to score and anomaly map, written node by node.
 
-The backbone is written by ``models.onnx_graph``; all that follows it is exported from the very modules that PyTorch
-runs, so that there is no second implementation to keep in step. Only the search differs: plain tiles of the bank, which
-every runtime can do.
+The graph is what a CPU runs, in memory as in an exported file. ``models.detector`` has the same in PyTorch, for
+training, GPUs and the tests. What differs is the search: one product for each tile of the bank, with the squared
+lengths of its vectors folded in.
 """
 
-import copy
 import tempfile
 from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import onnx
 import torch
-from onnx import TensorProto, compose, helper
-from torch import Tensor, nn
+import torch.nn.functional as F
+from onnx import TensorProto, helper
+from torch import Tensor
 
-from models.backbone import Backbone
-from models.condition import ConditionStream
-from models.detector import Detector, combine
+from models.condition import STATISTICS
+from models.detector import Detector, Net
+from models.engine import AT_ONCE
 from models.errors import InputError
-from models.onnx_graph import IR_VERSION, OPSET, exported_graph, onnx_graph
-from models.tracing import fold_batch_norms
+from models.memory_bank import MemoryBank
+from models.onnx_embedding import write_embedding
+from models.onnx_graph import Writer, onnx_graph
+from models.scoring import Prediction
 
-TILE = 2048  # bank vectors compared at a time: 6 MB for one image's 784 patches, whatever the bank
+TILE = 256  # bank vectors in one product: with one image's 784 patches 0.8 MB, which stays in a core's cache
 FLOAT_LAYERS = 6  # convolutions that an 8-bit backbone keeps in float32: all later ones amplify what they round off
+READING = ("condition", "unfamiliar", "statistics")  # outputs
 LARGEST = 2**31 - 2**20  # bytes that one protobuf file can hold, with room for the graph itself
 
 
-class BankSearch(nn.Module):
-    """Distance from each patch to the nearest vector of a bank, one tile of the bank after the other.
+def file_graph(detector: Detector, int8_images: Iterable[np.ndarray] | None = None) -> onnx.ModelProto:
+    """One checked ONNX model of a detector on the CPU, for a file.
 
-    |q - b|^2 = |q|^2 + |b|^2 - 2 q.b is taken around the bank's mean, which keeps rounding small beside distances.
-
-    Args:
-        bank: (M, D), float32 or float16, kept as it is; the arithmetic is float32.
-    """
-
-    def __init__(self, bank: Tensor) -> None:
-        super().__init__()
-        self.register_buffer("centre", bank.mean(dim=0, dtype=torch.float32))
-        for number, tile in enumerate(bank.split(TILE)):
-            self.register_buffer(f"tile{number}", tile.T.contiguous())
-            self.register_buffer(f"norms{number}", (tile.float() - self.centre).square().sum(dim=1))
-        self.tiles = number + 1
-
-    def forward(self, features: Tensor) -> Tensor:
-        """(B, P, D) patch features -> (B, P) distances."""
-        queries = features.flatten(0, 1) - self.centre  # one large product instead of one for each image
-        doubled, best = queries * -2, None
-        for number in range(self.tiles):
-            tile = self.get_buffer(f"tile{number}").float() - self.centre[:, None]
-            least = torch.addmm(self.get_buffer(f"norms{number}"), doubled, tile).amin(dim=1)
-            best = least if best is None else torch.minimum(best, least)
-        squared = best + queries.square().sum(dim=1)
-        return squared.clamp_min(0).sqrt().view(features.shape[:2])
-
-
-class _Head(nn.Module):
-    """What follows the backbone: features, metric, search, map and score."""
-
-    def __init__(self, detector: Detector) -> None:
-        super().__init__()
-        self.net = detector.net
-        self.searches = nn.ModuleList(BankSearch(bank.vectors) for bank in detector.banks)
-        self.anomaly_maps = nn.ModuleList(detector.anomaly_maps)
-        self.register_buffer("scales", detector.scales)
-        self.register_buffer("offsets", detector.offsets)
-
-    def forward(
-        self, images: Tensor, layer2: Tensor, layer3: Tensor, conditions: Tensor | None = None
-    ) -> tuple[Tensor, Tensor]:
-        features = self.net.combine(images, layer2, layer3, conditions)
-        distances = [search(scale) for search, scale in zip(self.searches, features, strict=True)]
-        return combine(distances, self.scales, self.offsets, self.anomaly_maps, conditions)
-
-
-class _Stream(nn.Module):
-    """What comes before the backbone: the light aligned, and the condition."""
-
-    def __init__(self, stream: ConditionStream) -> None:
-        super().__init__()
-        self.stream = stream
-
-    def forward(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        reading = self.stream(images)
-        return reading.images, reading.conditions, reading.unfamiliar
-
-
-def detector_graph(
-    detector: Detector,
-    backbone: Backbone,
-    image_size: tuple[int, int],
-    *,
-    int8_images: Iterable[np.ndarray] | None = None,
-) -> onnx.ModelProto:
-    """One checked ONNX model of a detector on the CPU.
-
-    Input ``image`` (N, H, W, 3) uint8 RGB; outputs ``score`` (N,) and ``anomaly_map`` (N, H, W), N open; with several
-    conditions also ``condition`` (N,) int64 and ``unfamiliar`` (N,) bool.
+    Input ``image`` (N, H, W, 3) uint8 RGB; outputs ``score`` (N,) and ``anomaly_map`` (N, H, W), N open; with a
+    frequency stream also ``condition`` (N,) int64 and ``unfamiliar`` (N,) bool.
 
     Args:
-        backbone: the one that the detector's embedding was built with.
-        image_size: H and W.
         int8_images: (1, 3, H, W) float32 in [0, 1], good images on which the ranges of an 8-bit backbone are measured;
             None leaves it in float32.
 
@@ -114,59 +50,160 @@ def detector_graph(
         raise InputError(
             f"a bank of {size / 1e9:.1f} GB does not fit in one ONNX file (2 GB): use a smaller SAMPLING_RATIO"
         )
-    network = onnx_graph(fold_batch_norms(copy.deepcopy(backbone)), image_size)
-    network = network.graph if int8_images is None else _quantised(network, int8_images)
-    example = torch.zeros(2, 3, *image_size)
-    layers = [output.name for output in network.output]
-    graph, images, chosen = _pixels(image_size), "images", []
-    inputs = {"images": example, **dict(zip(("layer2", "layer3"), backbone(example), strict=True))}
-    if detector.net.stream is not None:
-        chosen = ["condition", "unfamiliar"]
-        stream = exported_graph(_Stream(detector.net.stream), "stream", {"images": example}, ["aligned", *chosen])
-        graph, images = _merge(graph, stream, {"images": "images"}), "aligned"
-        inputs["condition"] = torch.zeros(len(example), dtype=torch.int64)
-    graph = _merge(graph, network, {images: "images"}, keep=[images, *chosen])
-    head = exported_graph(_Head(detector), "head", inputs, ["score", "anomaly_map"])
-    links = dict(zip([images, *layers, *chosen[:1]], inputs, strict=True))
-    graph = _merge(graph, head, links, keep=chosen)
-    outputs = {output.name: output for output in graph.output}
-    del graph.output[:]
-    graph.output.extend(outputs[name] for name in ["score", "anomaly_map", *chosen])
-    whole = helper.make_model(graph, opset_imports=[helper.make_opsetid("", OPSET)], ir_version=IR_VERSION)
+    image_size = detector.image_size
+    backbone = onnx_graph(detector.net.backbone.backbone, image_size)
+    network = backbone.graph if int8_images is None else _quantised(backbone, int8_images)
+    write = Writer()
+    planes = write("Cast", write("Transpose", "image", perm=[0, 3, 1, 2]), to=TensorProto.FLOAT)
+    written = _write(write, [detector], network, write("Div", planes, 255.0), image_size)
+    pixels = helper.make_tensor_value_info("image", TensorProto.UINT8, ["batch", *image_size, 3])
+    whole = _model(write, pixels, {name: value for name, value in written.items() if name != "statistics"}, image_size)
     onnx.checker.check_model(whole, full_check=True)
     return whole
 
 
-def _pixels(image_size: tuple[int, int]) -> onnx.GraphProto:
-    """uint8 (N, H, W, 3) ``image`` -> float32 (N, 3, H, W) ``images`` in [0, 1]."""
-    shape = ["batch", *image_size, 3]
-    nodes = [
-        helper.make_node("Transpose", ["image"], ["planes"], perm=[0, 3, 1, 2]),
-        helper.make_node("Cast", ["planes"], ["bytes"], to=TensorProto.FLOAT),
-        helper.make_node("Div", ["bytes", "white"], ["images"]),
-    ]
-    return helper.make_graph(
-        nodes,
-        "pixels",
-        [helper.make_tensor_value_info("image", TensorProto.UINT8, shape)],
-        [helper.make_tensor_value_info("images", TensorProto.FLOAT, None)],
-        [helper.make_tensor("white", TensorProto.FLOAT, [], [255.0])],
-    )
+def memory_graph(detectors: Sequence[Detector], backbone: onnx.GraphProto) -> onnx.ModelProto:
+    """One ONNX model of detectors that share a network, whose backbone is given as a graph.
 
-
-def _merge(
-    first: onnx.GraphProto, second: onnx.GraphProto, links: dict[str, str], keep: Sequence[str] = ()
-) -> onnx.GraphProto:
-    """Feed outputs of ``first`` to the inputs of ``second`` that ``links`` names; ``keep`` stay outputs as well.
-
-    Names inside ``second`` are prefixed by its own name, those of its outputs are not.
+    Input ``images`` (N, 3, H, W) float32 in [0, 1]; outputs as a file's, named ``score1`` and ``anomaly_map1`` from the
+    second detector on; with a frequency stream also ``statistics`` (N, S).
     """
-    outputs = [*keep, *(output.name for output in second.output)]
-    prefix = second.name + "/"
-    second = compose.add_prefix_graph(second, prefix, rename_outputs=False)
-    return compose.merge_graphs(
-        first, second, io_map=[(one, prefix + other) for one, other in links.items()], outputs=outputs
-    )
+    write = Writer()
+    image_size = detectors[0].image_size
+    written = _write(write, detectors, backbone, "images", image_size)
+    images = helper.make_tensor_value_info("images", TensorProto.FLOAT, ["batch", 3, *image_size])
+    return _model(write, images, written, image_size)
+
+
+def _write(
+    write: Writer, detectors: Sequence[Detector], backbone: onnx.GraphProto, images: str, image_size: tuple[int, int]
+) -> dict[str, str]:
+    """From ``images`` (N, 3, H, W) in [0, 1] to what a model may give, by its name there."""
+    net = detectors[0].net
+    embedded = write_embedding(write, net, backbone, images, image_size)
+    scales = [
+        _in_metric(write, net, scale, features, detectors[0].banks[scale], embedded.condition)
+        for scale, features in enumerate(embedded.features)
+    ]
+    found = {}
+    for number, detector in enumerate(detectors):
+        distances = [
+            _nearest(write, *scale, bank.vectors) for scale, bank in zip(scales, detector.banks, strict=True)
+        ]
+        score, anomaly_map = _judge(write, detector, distances, embedded.condition)
+        found |= {f"score{number or ''}": score, f"anomaly_map{number or ''}": anomaly_map}
+    return found | {name: value for name, value in zip(READING, embedded[1:], strict=True) if value is not None}
+
+
+def _model(
+    write: Writer, entry: onnx.ValueInfoProto, outputs: dict[str, str], image_size: tuple[int, int]
+) -> onnx.ModelProto:
+    """The model with this input, and outputs made of the values that go with their names."""
+    types = {"condition": TensorProto.INT64, "unfamiliar": TensorProto.BOOL}
+    shapes = {"anomaly_map": list(image_size), "statistics": [STATISTICS]}
+    ends = []
+    for name, value in outputs.items():
+        write.name(value, name)
+        kind = name.rstrip("0123456789")
+        shape = ["batch", *shapes.get(kind, [])]
+        ends.append(helper.make_tensor_value_info(name, types.get(kind, TensorProto.FLOAT), shape))
+    return write.model(entry, ends)
+
+
+class OnePiece:
+    """Detectors of one network on the CPU as one graph, run by the network's engine.
+
+    Args:
+        detectors: at least one; they share a network and the size of images.
+    """
+
+    def __init__(self, detectors: Sequence[Detector]) -> None:
+        engine, size = detectors[0].net.backbone, detectors[0].image_size
+        self.session = engine.session(memory_graph(detectors, engine.graph(size).graph))
+        self.names = [output.name for output in self.session.get_outputs()]
+        self.count = len(detectors)
+
+    def __call__(self, images: Tensor) -> list[Prediction]:
+        """(B, 3, H, W) images in [0, 1] -> what each detector makes of them.
+
+        Raises :class:`InputError` if a score is not finite.
+        """
+        images = images.detach().to("cpu", torch.float32).contiguous()
+        # numpy() and from_numpy() share memory with torch: nothing is copied on the way.
+        parts = [self.session.run(None, {"images": part.numpy()}) for part in images.split(AT_ONCE)]
+        whole = [torch.from_numpy(own[0] if len(own) == 1 else np.concatenate(own)) for own in zip(*parts, strict=True)]
+        found = dict(zip(self.names, whole, strict=True))
+        reading = [found.get(name) for name in READING]
+        predictions = [
+            Prediction(found[f"score{number or ''}"], found[f"anomaly_map{number or ''}"], *reading)
+            for number in range(self.count)
+        ]
+        if not all(prediction.scores.isfinite().all() for prediction in predictions):
+            raise InputError("a score is not finite: check the image that it comes from, and the backbone's weights")
+        return predictions
+
+
+class _Queries(NamedTuple):
+    """Names of patches (N * h * w, K + 1), each around ``centre`` (K,) and with a 1 behind, and of their squared lengths,
+    that 1 included."""
+
+    patches: str
+    squared: str
+    centre: Tensor
+
+
+def _in_metric(
+    write: Writer, net: Net, scale: int, features: str, bank: MemoryBank, condition: str | None
+) -> _Queries:
+    """A scale's features (N, h*w, D) through metric and lens."""
+    # |q - b|^2 = |q|^2 + |b|^2 - 2 q.b is taken around a bank's mean, which keeps rounding small beside distances.
+    centre = bank.vectors.mean(dim=0, dtype=torch.float32).cpu()
+    maps = getattr(net, "maps", None)
+    if maps:
+        matrices = F.pad(maps[scale].matrices.cpu(), (0, 1))
+        offsets = F.pad(maps[scale].offsets.cpu() - centre, (0, 1), value=1.0)
+        chosen = [matrices[0], offsets[0]]
+        if condition is not None and len(matrices) > 1:
+            chosen = [write("Gather", each, condition) for each in (matrices, offsets)]
+        patches = write("Add", write("MatMul", features, chosen[0]), chosen[1])
+    else:
+        patches = write("Pad", write("Sub", features, centre), [0, 0, 0, 0, 0, 1], 1.0)
+    patches = write("Reshape", patches, [-1, len(centre) + 1])
+    return _Queries(patches, write("ReduceSumSquare", patches, [1], keepdims=0), centre)
+
+
+def _nearest(write: Writer, patches: str, squared: str, centre: Tensor, vectors: Tensor) -> str:
+    """Distances (N * h * w,) to the nearest of (M, K) vectors."""
+    # The greatest of 2 q.b - |b|^2 + 1 belongs to the nearest. With a column for the last two, one product gives it.
+    table = write("Sub", write("Cast", vectors, to=TensorProto.FLOAT), centre)
+    lengths = (vectors.cpu().float() - centre).square().sum(dim=1, keepdim=True)
+    table = write("Transpose", write("Concat", write("Mul", table, 2.0), 1 - lengths, axis=1), perm=[1, 0])
+    counts = [min(TILE, len(vectors) - start) for start in range(0, len(vectors), TILE)]
+    tiles = write.several("Split", len(counts), table, counts, axis=1)  # all so far is done once, when a model is loaded
+    best = [write("ReduceMax", write("MatMul", patches, tile), [1], keepdims=0) for tile in tiles]
+    nearest = write("Max", *best)
+    return write("Sqrt", write("Abs", write("Sub", squared, nearest)))  # not Relu, which may hide NaN
+
+
+def _judge(write: Writer, detector: Detector, distances: Sequence[str], condition: str | None) -> tuple[str, str]:
+    """``models.detector.combine``: the distances of each scale -> score (N,) and anomaly map (N, H, W)."""
+
+    def chosen(values: Tensor) -> Tensor | str:
+        values = values[:, None, None]
+        return values[0] if condition is None or len(values) == 1 else write("Gather", values, condition)
+
+    scaled, parts = [], []
+    for scale, (own, each) in enumerate(zip(distances, detector.anomaly_maps, strict=True)):
+        own = write("Mul", write("Reshape", own, [-1, *each.grid]), chosen(detector.scales[:, scale]))
+        if scale == 0:
+            own = write("Add", own, chosen(detector.offsets))
+        scaled.append(own)
+        parts.append(write("MatMul", own, each.columns.T))
+    # The maps' sum, rows @ distances @ columns.T for each scale, takes one more product for all scales together.
+    rows = torch.cat([each.rows for each in detector.anomaly_maps], dim=1)
+    anomaly_map = write("MatMul", rows, write("Concat", *parts, axis=1))
+    smoothed = detector.anomaly_maps[0].scoring.smoothed
+    return write("ReduceMax", anomaly_map if smoothed else scaled[0], [1, 2], keepdims=0), anomaly_map
 
 
 def _quantised(network: onnx.ModelProto, images: Iterable[np.ndarray]) -> onnx.GraphProto:

@@ -1,4 +1,4 @@
-"""The backbone as an ONNX graph: written node by node where every layer is known here, by torch's exporter otherwise.
+"""ONNX graphs, written node by node; the backbone's too where every layer is known here, else by torch's exporter.
 
 Most backbones are convolutions, rectifiers, sums and one pooling, so the whole translation fits on a screen. It takes a
 tenth of a second where torch's general exporter takes five or more, and leaves number and size of the images open.
@@ -8,9 +8,10 @@ import operator
 import warnings
 from collections.abc import Sequence
 
+import numpy as np
 import onnx
 import torch
-from onnx import TensorProto, helper, numpy_helper
+from onnx import TensorProto, compose, helper, numpy_helper
 from torch import Tensor, nn
 
 from models.efficientnet_lite import SameConv2d
@@ -18,6 +19,60 @@ from models.tracing import UnknownLayer, trace
 
 OPSET, IR_VERSION = 18, 8  # of 2022: onnxruntime reads versions older than itself, not newer ones
 FUNCTIONS = {operator.add: "Add", operator.iadd: "Add", operator.sub: "Sub", operator.truediv: "Div"}
+
+Value = str | Tensor | np.ndarray | int | float | Sequence[int]  # a name, or what is constant
+
+
+class Writer:
+    """A graph in the making. A value is known by its name, which calls give; everything else among inputs is constant.
+
+    >>> write = Writer()
+    >>> write("Mul", write("Relu", "images"), 2.0)
+    'Mul1'
+    """
+
+    def __init__(self) -> None:
+        self.nodes: list[onnx.NodeProto] = []
+        self.weights: list[onnx.TensorProto] = []
+
+    def __call__(self, operator: str, *inputs: Value, **attributes: object) -> str:
+        """The name of what an operator with one output makes of its inputs."""
+        return self.several(operator, 1, *inputs, **attributes)[0]
+
+    def several(self, operator: str, count: int, *inputs: Value, **attributes: object) -> list[str]:
+        """The names of an operator's first ``count`` outputs."""
+        first = f"{operator}{len(self.nodes)}"
+        names = [first, *(f"{first}.{number}" for number in range(1, count))]
+        self.nodes.append(helper.make_node(operator, [self._named(value) for value in inputs], names, name=first, **attributes))
+        return names
+
+    def name(self, value: str, name: str) -> None:
+        """Let a value go by another name, such as that of an output."""
+        self.nodes.append(helper.make_node("Identity", [value], [name]))
+
+    def insert(self, graph: onnx.GraphProto, images: str) -> list[str]:
+        """Put a graph with one input in here, to work on ``images``; the names of its outputs."""
+        graph = compose.add_prefix_graph(graph, f"{graph.name}/")
+        self.name(images, graph.input[0].name)
+        self.nodes += graph.node
+        self.weights += graph.initializer
+        return [output.name for output in graph.output]
+
+    def model(self, entry: onnx.ValueInfoProto, ends: Sequence[onnx.ValueInfoProto]) -> onnx.ModelProto:
+        """What was written, as a model with this input and these outputs, which are values that have been named so."""
+        return model_of(helper.make_graph(self.nodes, "detector", [entry], ends, self.weights))
+
+    def _named(self, value: Value) -> str:
+        """Numbers are float32, whole ones int64, as the operators take them."""
+        if isinstance(value, str):
+            return value
+        if not isinstance(value, np.ndarray):
+            value = value.detach().cpu().numpy() if isinstance(value, Tensor) else np.array(value)
+        if value.dtype == np.float64:
+            value = value.astype(np.float32)
+        name = f"constant{len(self.weights)}"
+        self.weights.append(numpy_helper.from_array(np.ascontiguousarray(value).reshape(value.shape), name))
+        return name
 
 
 def onnx_graph(backbone: nn.Module, size: tuple[int, int]) -> onnx.ModelProto:
@@ -29,7 +84,7 @@ def onnx_graph(backbone: nn.Module, size: tuple[int, int]) -> onnx.ModelProto:
         return written_graph(backbone)
     except UnknownLayer:
         graph = exported_graph(backbone, "backbone", {"images": torch.zeros(2, 3, *size)}, ["layer2", "layer3"])
-        return _model(graph)
+        return model_of(graph)
 
 
 def written_graph(backbone: nn.Module) -> onnx.ModelProto:
@@ -59,7 +114,7 @@ def written_graph(backbone: nn.Module) -> onnx.ModelProto:
             nodes.append(helper.make_node(operator_name, inputs, [step.name], **attributes))
         else:
             raise UnknownLayer(f"no ONNX operator is known for {step.format_node()}")
-    return _model(helper.make_graph(nodes, "backbone", [images], outputs, weights))
+    return model_of(helper.make_graph(nodes, "backbone", [images], outputs, weights))
 
 
 def exported_graph(module: nn.Module, name: str, inputs: dict[str, Tensor], outputs: Sequence[str]) -> onnx.GraphProto:
@@ -84,7 +139,8 @@ def exported_graph(module: nn.Module, name: str, inputs: dict[str, Tensor], outp
     return graph
 
 
-def _model(graph: onnx.GraphProto) -> onnx.ModelProto:
+def model_of(graph: onnx.GraphProto) -> onnx.ModelProto:
+    """The graph as a model of the versions that are written here."""
     return helper.make_model(graph, opset_imports=[helper.make_opsetid("", OPSET)], ir_version=IR_VERSION)
 
 

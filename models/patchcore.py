@@ -31,7 +31,7 @@ class PatchCore:
     def __init__(self, backbone: Backbone, *, device: torch.device | str = "cpu", engine: str = "auto"):
         self.device = torch.device(device)
         self.fingerprint = backbone.fingerprint
-        self.dims = (sum(backbone.channels),)
+        self.dims = self.raw_dims = (sum(backbone.channels),)
         self.backbone = make_engine(backbone, self.device, engine)
 
     def state(self) -> dict[str, Tensor]:

@@ -32,13 +32,14 @@ class Prediction(NamedTuple):
     """``scores`` (B,), higher is more anomalous; ``maps`` (B, H, W) anomaly maps. Both are distances, float32.
 
     Where there are several conditions: ``conditions`` (B,) int64, which one each image was judged in, and
-    ``unfamiliar`` (B,) bool, whether it is like none of them.
+    ``unfamiliar`` (B,) bool, whether it is like none of them; both follow from ``statistics`` (B, S).
     """
 
     scores: Tensor
     maps: Tensor
     conditions: Tensor | None = None
     unfamiliar: Tensor | None = None
+    statistics: Tensor | None = None
 
 
 class AnomalyMap(nn.Module):

@@ -41,7 +41,7 @@ class TorchModel:
     def predict(self, images: np.ndarray) -> Judged:
         """Judge (N, H, W, 3) uint8 RGB images."""
         pixels = torch.from_numpy(images).permute(0, 3, 1, 2).float().div_(255)
-        scores, maps, conditions, unfamiliar = self.detector.predict(pixels)
+        scores, maps, conditions, unfamiliar, _ = self.detector.predict(pixels)
         if conditions is None:
             conditions, unfamiliar = torch.zeros(len(images)).long(), torch.zeros(len(images)).bool()
         return Judged(*(tensor.cpu().numpy() for tensor in (scores, maps, conditions, unfamiliar)))

@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from models.detector import Detector, Net
+from models.detector import Detector, Net, predict_together
 from models.errors import InputError
 from utils.console import progress
 from utils.data.dataset import Batch, Sample, batches
@@ -62,18 +62,14 @@ def score_samples(
     what: str,
     alter: Alteration | None = None,
 ) -> list[Scored]:
-    """Score the samples with several banks; an embedding that they share is computed once."""
+    """Score the samples with several detectors; what those of one network share is computed once."""
     settings = at_depth_of(detectors, settings)
     found: list[list[dict[str, Tensor]]] = [[] for _ in detectors]
     masks = []
     for batch in with_progress(samples, settings, what):
         images = batch.images if alter is None else alter(batch)
-        embeddings = {net: net.look(images) for net in dict.fromkeys(detector.net for detector in detectors)}
-        for detector, parts in zip(detectors, found, strict=True):
-            embedding = embeddings[detector.net]
-            part = detector.predict_embedding(embedding)._asdict()
-            if embedding.reading is not None:
-                part["statistics"] = embedding.reading.statistics
+        for prediction, parts in zip(predict_together(detectors, images), found, strict=True):
+            part = prediction._asdict()
             parts.append({name: tensor.cpu() for name, tensor in part.items() if tensor is not None})
         masks.append(batch.masks)
     labels = np.array([sample.label for sample in samples])

@@ -1,0 +1,204 @@
+"""What comes before the search, as nodes of an ONNX graph: the frequency stream, and each method's patch features."""
+
+import math
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+import onnx
+import pywt
+import torch
+import torch.nn.functional as F
+from onnx import TensorProto
+from torch import Tensor
+
+from models.condition import FLOOR, GAIN, LEVELS, ConditionStream
+from models.detector import Net
+from models.frequency import FrequencyGate, WaveletTransform
+from models.onnx_graph import Writer
+from models.wedge_net import WedgeNet, grid_size
+
+
+class Embedded(NamedTuple):
+    """Names in a graph: ``features`` (N, h*w, D) of each scale before the metric, and what the frequency stream reads,
+    None without one."""
+
+    features: list[str]
+    condition: str | None = None
+    unfamiliar: str | None = None
+    statistics: str | None = None
+
+
+def write_embedding(
+    write: Writer, net: Net, backbone: onnx.GraphProto, images: str, image_size: tuple[int, int]
+) -> Embedded:
+    """From ``images`` (N, 3, H, W) in [0, 1] to patch features."""
+    stream = getattr(net, "stream", None)
+    reading = []
+    if stream is not None:
+        images, *reading = _stream(write, stream, images)
+    layer2, layer3 = write.insert(backbone, images)
+    if not isinstance(net, WedgeNet):
+        layer2 = _pooled(write, layer2)
+        maps = [write("Concat", layer2, _enlarged(write, _pooled(write, layer3), layer2), axis=1)]
+    elif net.form == "paper":
+        maps = [_pooled(write, _paper(write, net, images, image_size, layer2, layer3))]
+    else:
+        maps = [_pooled(write, each) for each in _wedge(write, net, layer2, layer3)]
+    rows = [write("Reshape", each, [0, dim, -1]) for each, dim in zip(maps, net.raw_dims, strict=True)]
+    return Embedded([write("Transpose", each, perm=[0, 2, 1]) for each in rows], *reading)
+
+
+def _wedge(write: Writer, net: WedgeNet, layer2: str, layer3: str) -> list[str]:
+    """``WedgeNet._wedge``"""
+    if net.use_semantic:
+        layer2 = write("Mul", layer2, write("Add", _attention(write, layer2), 0.5))
+    mean = write("GlobalAveragePool", layer3)
+    layer3 = write("Sub", layer3, write("Mul", mean, net.recipe.centring))
+    return [{2: layer2, 3: layer3}[layer] for layer in net.recipe.layers]
+
+
+def _paper(
+    write: Writer, net: WedgeNet, images: str, image_size: tuple[int, int], layer2: str, layer3: str
+) -> str:
+    """``WedgeNet._paper``"""
+    gated2, gated3 = layer2, layer3
+    if net.gate is not None:
+        gated2, gated3 = _gated(write, net.gate, images, image_size, (layer2, layer3))
+    parts = [_normalised(write, gated2), _normalised(write, _enlarged(write, gated3, gated2))]
+    if net.use_semantic:
+        attention = write("Mul", _attention(write, layer2), 2.0)
+        parts.append(write("Mul", _normalised(write, layer2), attention))
+    return write("Concat", *parts, axis=1)
+
+
+def _pooled(write: Writer, maps: str) -> str:
+    """Each place averaged with its neighbours."""
+    return write("AveragePool", maps, kernel_shape=[3, 3], pads=[1] * 4, count_include_pad=1)
+
+
+def _enlarged(write: Writer, maps: str, like: str) -> str:
+    """Bilinear, to the height and width of ``like``."""
+    sizes = write("Concat", write("Shape", maps, end=2), write("Shape", like, start=2), axis=0)
+    return write("Resize", maps, "", "", sizes, mode="linear")
+
+
+def _normalised(write: Writer, maps: str) -> str:
+    return write("Div", maps, write("Max", write("ReduceL2", maps, [1]), 1e-12))
+
+
+def _attention(write: Writer, layer2: str) -> str:
+    """``attention_mask``"""
+    activity = write("ReduceMean", write("Abs", layer2), [1])
+    low, high = write("ReduceMin", activity, [2, 3]), write("ReduceMax", activity, [2, 3])
+    return write("Div", write("Sub", activity, low), write("Max", write("Sub", high, low), 1e-12))
+
+
+def _gated(
+    write: Writer, gate: FrequencyGate, images: str, image_size: tuple[int, int], layers: Sequence[str]
+) -> list[str]:
+    """``FrequencyGate.forward``: low band and area average, both linear, are one matrix on each side."""
+    gated = []
+    for convolution, layer, stride in zip(gate.convolutions, layers, (8, 16), strict=True):
+        grid = grid_size(image_size, stride)
+        rows, columns = (_low_band(gate.transform.wavelet, *each) for each in zip(image_size, grid, strict=True))
+        structure = write("MatMul", rows, write("MatMul", images, columns.T))
+        weights = write("Conv", structure, convolution.weight, convolution.bias, pads=[1] * 4)
+        gated.append(write("Mul", layer, write("Sigmoid", weights)))
+    return gated
+
+
+def _low_band(wavelet: str, pixels: int, cells: int) -> Tensor:
+    """The (cells, pixels) matrix that takes a line of pixels to the means, in each cell, of its approximation band."""
+    low, _ = pywt.dwt(np.eye(pixels), wavelet, mode="symmetric", axis=0)
+    return F.interpolate(torch.from_numpy(low / 2**0.5).T[None], size=cells, mode="area")[0].T
+
+
+def _stream(write: Writer, stream: ConditionStream, images: str) -> list[str]:
+    """``ConditionStream.forward``: the images, their light aligned; condition, unfamiliar, statistics."""
+    # A convolution picks every other pixel of every other line sooner than a slice does.
+    some = write("Reshape", write("Conv", images, np.ones((3, 1, 1, 1)), strides=[2, 2], group=3), [0, -1])
+    clipped = [
+        write("ReduceMean", write("Cast", where, to=TensorProto.FLOAT), [1])
+        for where in (write("GreaterOrEqual", some, 1 - FLOOR), write("LessOrEqual", some, FLOOR))
+    ]
+    structure, count, details = _bands(write, stream, images)
+    if stream.align_light:
+        gain, offset = _alignment(write, stream, *_quantiles(write, structure, count))
+        structure = write("Add", write("Mul", structure, gain), offset)
+        images = write("Mul", images, write("Unsqueeze", gain, [3]))
+        images = write("Add", images, write("Unsqueeze", offset, [3]))
+        mix = write("Transpose", write("Div", gain, 3.0), perm=[0, 2, 1])
+    else:
+        mix = np.full((1, 3), 1 / 3)
+    details = [_median(write, write("MatMul", mix, each), size) for each, size in details]
+    colourfulness = write("Sub", write("ReduceMax", structure, [1]), write("ReduceMin", structure, [1]))
+    both = write("Concat", write("ReduceMean", structure, [1]), colourfulness, axis=1)
+    quantiles = [write("Squeeze", each, [2]) for each in _quantiles(write, both, count)]
+    (bottom, _), (middle, colourful), (top, most) = (
+        write.several("Split", 2, each, [1, 1], axis=1) for each in quantiles
+    )
+    above, below = (write("Sub", *pair) for pair in ((top, middle), (middle, bottom)))
+    # All logarithms at once, the skewness's parts last.
+    values = write("Concat", *clipped, *details, above, below, axis=1)
+    floors = np.array([1e-3] * 2 + [FLOOR] * (3 * LEVELS + 2))
+    light, details, above, below = write.several(
+        "Split", 4, write("Log", write("Add", values, floors)), [2, 3 * LEVELS, 1, 1], axis=1
+    )
+    statistics = write("Concat", light, write("Sub", above, below), colourful, most, details, axis=1)
+
+    apart = write("Sub", write("Unsqueeze", statistics, [1]), stream.means)
+    squared = write("ReduceSum", write("Mul", write("MatMul", apart, stream.precision), apart), [2], keepdims=0)
+    limit = write("Gather", stream.limits, write("ArgMin", squared, axis=1, keepdims=0))
+    unfamiliar = write("Greater", write("ReduceMin", squared, [1], keepdims=0), limit)
+    condition = write("ArgMin", write("Add", squared, stream.doubt), axis=1, keepdims=0)
+    return [images, condition, unfamiliar, statistics]
+
+
+def _alignment(write: Writer, stream: ConditionStream, low: str, median: str, high: str) -> list[str]:
+    """``ConditionStream._alignment``: gain and offset (N, 3, 1) from the channels' quantiles."""
+    spread = write("Sub", high, low)
+    light = write("Concat", median, spread, axis=2)
+    brightness = write("ReduceMean", light, [1])
+    seen = write("Concat", brightness, write("Sub", light, brightness), axis=1)
+    change = write("Sub", write("Min", write("Max", seen, stream.least_light), stream.most_light), seen)
+    common, own = write.several("Split", 2, change, [1, 3], axis=1)
+    wanted = write("Add", write("Add", light, common), own)
+    wanted_median, wanted_spread = write.several("Split", 2, wanted, [1, 1], axis=2)
+    ratio = write("Div", write("Add", wanted_spread, 1e-6), write("Add", spread, 1e-6))
+    gain = write("Clip", ratio, 1 / GAIN, GAIN)
+    return [gain, write("Sub", wanted_median, write("Mul", gain, median))]
+
+
+def _quantiles(write: Writer, planes: str, count: int) -> list[str]:
+    """The 10, 50 and 90 % quantiles (N, C, 1) of planes (N, C, count)."""
+    ordered, _ = write.several("TopK", 2, planes, [count], largest=0)
+    ranks = write("Gather", ordered, [int((count - 1) * share) for share in (0.1, 0.5, 0.9)], axis=2)
+    return write.several("Split", 3, ranks, [1, 1, 1], axis=2)
+
+
+def _bands(write: Writer, stream: ConditionStream, images: str) -> tuple[str, int, list[tuple[str, int]]]:
+    """The wavelet transform of the channels, level by level: what ``stream.structure`` gives, (N, 3, count), its count,
+    and for each level bands cH, cV and cD, one behind the other, (N, 3, 3 * size), with their size."""
+    transform = WaveletTransform(stream.wavelet)
+    kernels = transform.kernels.repeat(3, 1, 1, 1)  # a group for each channel, since nothing crosses them
+    low, shape, details = images, stream.image_size, []
+    for level in range(LEVELS):
+        for axis, side in enumerate(shape, start=2):
+            if len(places := transform.places(side)) != side:
+                low = write("Gather", low, places, axis=axis)
+        step = 4 if level == 0 else 2  # of the finest, every other coefficient
+        shape = tuple((side + transform.taps - 1) // 2 for side in shape)
+        size = math.prod(side // (step // 2) + side % (step // 2) for side in shape)
+        bands = write("Conv", low, kernels.unflatten(0, (3, 4))[:, 1:].flatten(0, 1), strides=[step] * 2, group=3)
+        details.append((write("Reshape", bands, [0, 3, 3 * size]), size))
+        low = write("Conv", low, kernels[::4], strides=[2, 2], group=3)
+    count = math.prod(shape)
+    return write("Div", write("Reshape", low, [0, 3, count]), 2.0**LEVELS), count, details  # by the band's gain
+
+
+def _median(write: Writer, bands: str, size: int) -> str:
+    """Medians (N, 3) of the absolute coefficients of three bands, one behind the other, (N, 1, 3 * size)."""
+    bands = write("Abs", write("Reshape", bands, [-1, 3, size]))
+    largest, _ = write.several("TopK", 2, bands, [size - (size - 1) // 2], sorted=0)
+    return write("ReduceMin", largest, [2], keepdims=0)
