@@ -118,7 +118,6 @@ class ConditionStream(nn.Module):
                 "set WAVELET_TYPE = 'haar' or FREQUENCY_STREAM = 'off'"
             )
         self.conditions = parse_conditions(conditions)
-        self.wavelet, self.image_size = wavelet, image_size
         self.align_light = align_light
         (structure_rows, detail_rows), (structure_columns, detail_columns) = (
             _analysis(wavelet, side) for side in image_size
@@ -144,11 +143,11 @@ class ConditionStream(nn.Module):
     def measure(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """(B, 3, H, W) images -> the images, their light aligned, and their statistics (B, STATISTICS).
 
-        Of the light: logs of the shares of white and of black among every fourth pixel's values, which no alignment
+        Of the light: logs of the shares of white and of black among every sixteenth pixel's values, which no alignment
         brings back; and, once it is aligned, log of how far the grey image's 90 % quantile is above its median and the
         10 % quantile below it, one by the other, and median and 90 % quantile of the colourfulness, the largest channel
         less the smallest. Of the detail: log of the median absolute coefficient of the grey image, for bands cH, cV and
-        cD, from the finest level to the coarsest. Of the finest level every fourth coefficient is enough.
+        cD, from the finest level to the coarsest. As many coefficients as the coarsest level has are enough of each.
         """
         images = images.contiguous()  # pixels as a file has them are the slower layout, here and for the backbone
         statistics, gain, offset = _one_by_one(self._measure, images)
@@ -159,7 +158,7 @@ class ConditionStream(nn.Module):
     def _measure(self, images: Array) -> tuple[Array, Array, Array]:
         """(B, 3, H, W) -> statistics (B, STATISTICS), and each channel's gain and offset (B, 3), for its light."""
         xp = _library(images)
-        some = images[..., ::2, ::2].reshape(images.shape[0], -1)
+        some = images[..., ::4, ::4].reshape(images.shape[0], -1)
         clipped = xp.stack([_share(some >= 1 - FLOOR), _share(some <= FLOOR)], axis=1)
         structure = self.structure(images)
         gain, offset = self._alignment(_light(structure))
@@ -282,11 +281,11 @@ class Separable(nn.Module):
 
 def _analysis(wavelet: str, size: int) -> tuple[np.ndarray, list[np.ndarray]]:
     """Matrices for a line of ``size`` pixels: to its approximation band of the last level, divided by the band's
-    gain; and to both bands, one below the other, of each level; of the finest, every other coefficient."""
+    gain; and to both bands, one below the other, of each level; of finer ones, as many as of the coarsest."""
     low, details = np.eye(size), []
-    for level in range(LEVELS):
+    for level in reversed(range(LEVELS)):
         low, high = pywt.dwt(low, wavelet, mode="symmetric", axis=0)
-        step = 2 if level == 0 else 1
+        step = 1 << level
         details.append(np.concatenate([low[::step], high[::step]]))
     return low / 2 ** (LEVELS / 2), details
 

@@ -67,7 +67,7 @@ class OnnxEngine:
     def __init__(self, backbone: Backbone) -> None:
         import onnxruntime
 
-        from models.onnx_graph import written_graph
+        from models.onnx_graph import onnx_graph, written_graph
 
         self.options = onnxruntime.SessionOptions()
         self.options.intra_op_num_threads = torch.get_num_threads()
@@ -77,10 +77,10 @@ class OnnxEngine:
         self.backbone = fold_batch_norms(copy.deepcopy(backbone))
         # The graph is not kept on the disk: making it takes a tenth of a second, no more than checking a file would.
         self.any_size, self.of_size = None, {}
-        self.graphs: dict[tuple[int, int] | None, onnx.ModelProto] = {}  # by size; None for one that takes any
+        self.trunks: dict[tuple[int, int] | None, onnx.GraphProto] = {}  # by size; None for one that takes any
         with contextlib.suppress(UnknownLayer):
-            self.graphs[None] = written_graph(self.backbone)
-            self.any_size = self.session(self.graphs[None])
+            self.trunks[None] = written_graph(self.backbone.trunk)
+            self.any_size = self.session(onnx_graph(self.backbone, self.trunks[None]))
 
     def __call__(self, images: Tensor) -> tuple[Tensor, Tensor]:
         # numpy() and from_numpy() share memory with torch: nothing is copied on the way in.
@@ -94,10 +94,10 @@ class OnnxEngine:
         )
         return _checked(self.backbone, images, layer2, layer3)
 
-    def graph(self, size: tuple[int, int]) -> "onnx.ModelProto":
-        """The backbone as a graph, for images of this height and width, whose maps have the sizes that are expected."""
+    def trunk(self, size: tuple[int, int]) -> "onnx.GraphProto":
+        """The backbone's trunk, for images of this height and width; its maps have the sizes that are expected."""
         self(torch.zeros(1, 3, *size))
-        return self.graphs.get(None) or self.graphs[size]
+        return self.trunks[None if self.any_size else size]
 
     def session(self, graph: "onnx.ModelProto") -> "onnxruntime.InferenceSession":
         """What runs a graph, the backbone's own or that of a whole detector."""
@@ -111,14 +111,14 @@ class OnnxEngine:
         The exporter knows nothing of the network it is given, so that what comes of it is compared with torch.
         Raises :class:`InputError` if it fails or differs.
         """
-        from models.onnx_graph import onnx_graph
+        from models.onnx_graph import onnx_graph, trunk_graph
 
         size = tuple(images.shape[2:])
         if size not in self.of_size:
             refusal = f"{self.backbone.name} cannot run in onnxruntime: set ENGINE = 'torch' "
             try:
-                self.graphs[size] = onnx_graph(self.backbone, size)
-                session = self.session(self.graphs[size])
+                self.trunks[size] = trunk_graph(self.backbone, size)
+                session = self.session(onnx_graph(self.backbone, self.trunks[size]))
                 found = session.run(None, {"images": images[:1].numpy()})
             except Exception as error:  # the exporter and onnxruntime have dozens of their own, and no common one
                 raise InputError(f"{refusal}({one_line(error)[:200]})") from error

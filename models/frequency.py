@@ -36,17 +36,15 @@ class WaveletTransform(nn.Module):
     def _extended(self, images: Tensor) -> Tensor:
         """Images continued beyond their edges as in PyWavelets' symmetric mode: (c b a | a b c | c b a)."""
         for axis in (2, 3):
-            key = images.shape[axis], images.device
-            if key not in self._extensions:
-                self._extensions[key] = torch.from_numpy(self.places(key[0])).to(images.device)
-            if len(self._extensions[key]) != key[0]:  # nothing to do for haar and an even size
+            size = images.shape[axis]
+            before, after = self.taps - 2, 2 * ((size + self.taps - 1) // 2) - size
+            if before or after:  # nothing to do for haar and an even size
+                key = size, images.device
+                if key not in self._extensions:
+                    places = np.pad(np.arange(size), (before, after), mode="symmetric")
+                    self._extensions[key] = torch.from_numpy(places).to(images.device)
                 images = images.index_select(axis, self._extensions[key])
         return images
-
-    def places(self, size: int) -> np.ndarray:
-        """Which pixels of a line of ``size`` an extended line is made of."""
-        before, after = self.taps - 2, 2 * ((size + self.taps - 1) // 2) - size
-        return np.pad(np.arange(size), (before, after), mode="symmetric")
 
 
 def frequency_map(bands: Tensor) -> Tensor:

@@ -23,7 +23,7 @@ from models.engine import AT_ONCE
 from models.errors import InputError
 from models.memory_bank import MemoryBank
 from models.onnx_embedding import write_embedding
-from models.onnx_graph import Writer, onnx_graph
+from models.onnx_graph import Writer, model_of, trunk_graph
 from models.scoring import Prediction
 
 TILE = 256  # bank vectors in one product: with one image's 784 patches 0.8 MB, which stays in a core's cache
@@ -51,36 +51,39 @@ def file_graph(detector: Detector, int8_images: Iterable[np.ndarray] | None = No
             f"a bank of {size / 1e9:.1f} GB does not fit in one ONNX file (2 GB): use a smaller SAMPLING_RATIO"
         )
     image_size = detector.image_size
-    backbone = onnx_graph(detector.net.backbone.backbone, image_size)
-    network = backbone.graph if int8_images is None else _quantised(backbone, int8_images)
+    backbone = detector.net.backbone.backbone
+    trunk = trunk_graph(backbone, image_size)
+    if int8_images is not None:
+        mean, std = backbone.mean.numpy(), backbone.std.numpy()
+        trunk = _quantised(trunk, ((image - mean) / std for image in int8_images))
     write = Writer()
     planes = write("Cast", write("Transpose", "image", perm=[0, 3, 1, 2]), to=TensorProto.FLOAT)
-    written = _write(write, [detector], network, write("Div", planes, 255.0), image_size)
+    written = _write(write, [detector], trunk, write("Div", planes, 255.0), image_size)
     pixels = helper.make_tensor_value_info("image", TensorProto.UINT8, ["batch", *image_size, 3])
     whole = _model(write, pixels, {name: value for name, value in written.items() if name != "statistics"}, image_size)
     onnx.checker.check_model(whole, full_check=True)
     return whole
 
 
-def memory_graph(detectors: Sequence[Detector], backbone: onnx.GraphProto) -> onnx.ModelProto:
-    """One ONNX model of detectors that share a network, whose backbone is given as a graph.
+def memory_graph(detectors: Sequence[Detector], trunk: onnx.GraphProto) -> onnx.ModelProto:
+    """One ONNX model of detectors that share a network, whose backbone's trunk is given as a graph.
 
     Input ``images`` (N, 3, H, W) float32 in [0, 1]; outputs as a file's, named ``score1`` and ``anomaly_map1`` from the
     second detector on; with a frequency stream also ``statistics`` (N, S).
     """
     write = Writer()
     image_size = detectors[0].image_size
-    written = _write(write, detectors, backbone, "images", image_size)
+    written = _write(write, detectors, trunk, "images", image_size)
     images = helper.make_tensor_value_info("images", TensorProto.FLOAT, ["batch", 3, *image_size])
     return _model(write, images, written, image_size)
 
 
 def _write(
-    write: Writer, detectors: Sequence[Detector], backbone: onnx.GraphProto, images: str, image_size: tuple[int, int]
+    write: Writer, detectors: Sequence[Detector], trunk: onnx.GraphProto, images: str, image_size: tuple[int, int]
 ) -> dict[str, str]:
     """From ``images`` (N, 3, H, W) in [0, 1] to what a model may give, by its name there."""
     net = detectors[0].net
-    embedded = write_embedding(write, net, backbone, images, image_size)
+    embedded = write_embedding(write, net, trunk, images, image_size)
     scales = [
         _in_metric(write, net, scale, features, detectors[0].banks[scale], embedded.condition)
         for scale, features in enumerate(embedded.features)
@@ -101,12 +104,11 @@ def _model(
     """The model with this input, and outputs made of the values that go with their names."""
     types = {"condition": TensorProto.INT64, "unfamiliar": TensorProto.BOOL}
     shapes = {"anomaly_map": list(image_size), "statistics": [STATISTICS]}
-    ends = []
+    ends = {}
     for name, value in outputs.items():
-        write.name(value, name)
         kind = name.rstrip("0123456789")
         shape = ["batch", *shapes.get(kind, [])]
-        ends.append(helper.make_tensor_value_info(name, types.get(kind, TensorProto.FLOAT), shape))
+        ends[value] = helper.make_tensor_value_info(name, types.get(kind, TensorProto.FLOAT), shape)
     return write.model(entry, ends)
 
 
@@ -119,7 +121,7 @@ class OnePiece:
 
     def __init__(self, detectors: Sequence[Detector]) -> None:
         engine, size = detectors[0].net.backbone, detectors[0].image_size
-        self.session = engine.session(memory_graph(detectors, engine.graph(size).graph))
+        self.session = engine.session(memory_graph(detectors, engine.trunk(size)))
         self.names = [output.name for output in self.session.get_outputs()]
         self.count = len(detectors)
 
@@ -206,8 +208,8 @@ def _judge(write: Writer, detector: Detector, distances: Sequence[str], conditio
     return write("ReduceMax", anomaly_map if smoothed else scaled[0], [1, 2], keepdims=0), anomaly_map
 
 
-def _quantised(network: onnx.ModelProto, images: Iterable[np.ndarray]) -> onnx.GraphProto:
-    """The backbone in 8 bits: weights by channel, activations by the ranges that they take on ``images``."""
+def _quantised(trunk: onnx.GraphProto, images: Iterable[np.ndarray]) -> onnx.GraphProto:
+    """The trunk in 8 bits: weights by channel, activations by the ranges that they take on normalised ``images``."""
     from onnxruntime.quantization import (
         CalibrationDataReader,
         QuantFormat,
@@ -222,11 +224,11 @@ def _quantised(network: onnx.ModelProto, images: Iterable[np.ndarray]) -> onnx.G
 
         def get_next(self) -> dict[str, np.ndarray] | None:
             image = next(self.images, None)
-            return None if image is None else {"images": image}
+            return None if image is None else {trunk.input[0].name: image}
 
     with tempfile.TemporaryDirectory() as folder:
         plain, small = Path(folder, "plain.onnx"), Path(folder, "int8.onnx")
-        onnx.save(network, plain)
+        onnx.save(model_of(trunk), plain)
         quant_pre_process(
             plain, plain, skip_symbolic_shape=True
         )  # without shapes, parts are rounded that should not be

@@ -12,9 +12,9 @@ import torch.nn.functional as F
 from onnx import TensorProto
 from torch import Tensor
 
-from models.condition import FLOOR, GAIN, LEVELS, ConditionStream
+from models.condition import FLOOR, GAIN, STATISTICS, ConditionStream
 from models.detector import Net
-from models.frequency import FrequencyGate, WaveletTransform
+from models.frequency import FrequencyGate
 from models.onnx_graph import Writer
 from models.wedge_net import WedgeNet, grid_size
 
@@ -30,14 +30,18 @@ class Embedded(NamedTuple):
 
 
 def write_embedding(
-    write: Writer, net: Net, backbone: onnx.GraphProto, images: str, image_size: tuple[int, int]
+    write: Writer, net: Net, trunk: onnx.GraphProto, images: str, image_size: tuple[int, int]
 ) -> Embedded:
     """From ``images`` (N, 3, H, W) in [0, 1] to patch features."""
     stream = getattr(net, "stream", None)
-    reading = []
+    backbone, reading = net.backbone.backbone, []
+    gain, offset = torch.ones(3, 1, 1), torch.zeros(3, 1, 1)
     if stream is not None:
-        images, *reading = _stream(write, stream, images)
-    layer2, layer3 = write.insert(backbone, images)
+        gain, offset, *reading = _stream(write, stream, images)
+    # The light is aligned and pixels are normalised at one go.
+    gain = write("Div", gain, backbone.std)
+    offset = write("Div", write("Sub", offset, backbone.mean), backbone.std)
+    layer2, layer3 = write.insert(trunk, write("Add", write("Mul", images, gain), offset))
     if not isinstance(net, WedgeNet):
         layer2 = _pooled(write, layer2)
         maps = [write("Concat", layer2, _enlarged(write, _pooled(write, layer3), layer2), axis=1)]
@@ -115,9 +119,9 @@ def _low_band(wavelet: str, pixels: int, cells: int) -> Tensor:
 
 
 def _stream(write: Writer, stream: ConditionStream, images: str) -> list[str]:
-    """``ConditionStream.forward``: the images, their light aligned; condition, unfamiliar, statistics."""
-    # A convolution picks every other pixel of every other line sooner than a slice does.
-    some = write("Reshape", write("Conv", images, np.ones((3, 1, 1, 1)), strides=[2, 2], group=3), [0, -1])
+    """``ConditionStream.forward``: gain and offset (N, 3, 1, 1) of the channels; condition, unfamiliar, statistics."""
+    # A convolution picks every fourth pixel of every fourth line sooner than a slice does.
+    some = write("Reshape", write("Conv", images, np.ones((3, 1, 1, 1)), strides=[4, 4], group=3), [0, -1])
     clipped = [
         write("ReduceMean", write("Cast", where, to=TensorProto.FLOAT), [1])
         for where in (write("GreaterOrEqual", some, 1 - FLOOR), write("LessOrEqual", some, FLOOR))
@@ -126,12 +130,10 @@ def _stream(write: Writer, stream: ConditionStream, images: str) -> list[str]:
     if stream.align_light:
         gain, offset = _alignment(write, stream, *_quantiles(write, structure, count))
         structure = write("Add", write("Mul", structure, gain), offset)
-        images = write("Mul", images, write("Unsqueeze", gain, [3]))
-        images = write("Add", images, write("Unsqueeze", offset, [3]))
         mix = write("Transpose", write("Div", gain, 3.0), perm=[0, 2, 1])
     else:
-        mix = np.full((1, 3), 1 / 3)
-    details = [_median(write, write("MatMul", mix, each), size) for each, size in details]
+        gain, offset, mix = torch.ones(3, 1), torch.zeros(3, 1), torch.full((1, 3), 1 / 3)
+    medians = [_medians(write, write("MatMul", mix, bands), *shape) for bands, shape in details]
     colourfulness = write("Sub", write("ReduceMax", structure, [1]), write("ReduceMin", structure, [1]))
     both = write("Concat", write("ReduceMean", structure, [1]), colourfulness, axis=1)
     quantiles = [write("Squeeze", each, [2]) for each in _quantiles(write, both, count)]
@@ -140,10 +142,10 @@ def _stream(write: Writer, stream: ConditionStream, images: str) -> list[str]:
     )
     above, below = (write("Sub", *pair) for pair in ((top, middle), (middle, bottom)))
     # All logarithms at once, the skewness's parts last.
-    values = write("Concat", *clipped, *details, above, below, axis=1)
-    floors = np.array([1e-3] * 2 + [FLOOR] * (3 * LEVELS + 2))
+    values = write("Concat", *clipped, *medians, above, below, axis=1)
+    floors = np.array([1e-3] * 2 + [FLOOR] * (STATISTICS - 3))
     light, details, above, below = write.several(
-        "Split", 4, write("Log", write("Add", values, floors)), [2, 3 * LEVELS, 1, 1], axis=1
+        "Split", 4, write("Log", write("Add", values, floors)), [2, STATISTICS - 5, 1, 1], axis=1
     )
     statistics = write("Concat", light, write("Sub", above, below), colourful, most, details, axis=1)
 
@@ -152,7 +154,7 @@ def _stream(write: Writer, stream: ConditionStream, images: str) -> list[str]:
     limit = write("Gather", stream.limits, write("ArgMin", squared, axis=1, keepdims=0))
     unfamiliar = write("Greater", write("ReduceMin", squared, [1], keepdims=0), limit)
     condition = write("ArgMin", write("Add", squared, stream.doubt), axis=1, keepdims=0)
-    return [images, condition, unfamiliar, statistics]
+    return [write("Unsqueeze", gain, [-1]), write("Unsqueeze", offset, [-1]), condition, unfamiliar, statistics]
 
 
 def _alignment(write: Writer, stream: ConditionStream, low: str, median: str, high: str) -> list[str]:
@@ -177,28 +179,41 @@ def _quantiles(write: Writer, planes: str, count: int) -> list[str]:
     return write.several("Split", 3, ranks, [1, 1, 1], axis=2)
 
 
-def _bands(write: Writer, stream: ConditionStream, images: str) -> tuple[str, int, list[tuple[str, int]]]:
-    """The wavelet transform of the channels, level by level: what ``stream.structure`` gives, (N, 3, count), its count,
-    and for each level bands cH, cV and cD, one behind the other, (N, 3, 3 * size), with their size."""
-    transform = WaveletTransform(stream.wavelet)
-    kernels = transform.kernels.repeat(3, 1, 1, 1)  # a group for each channel, since nothing crosses them
-    low, shape, details = images, stream.image_size, []
-    for level in range(LEVELS):
-        for axis, side in enumerate(shape, start=2):
-            if len(places := transform.places(side)) != side:
-                low = write("Gather", low, places, axis=axis)
-        step = 4 if level == 0 else 2  # of the finest, every other coefficient
-        shape = tuple((side + transform.taps - 1) // 2 for side in shape)
-        size = math.prod(side // (step // 2) + side % (step // 2) for side in shape)
-        bands = write("Conv", low, kernels.unflatten(0, (3, 4))[:, 1:].flatten(0, 1), strides=[step] * 2, group=3)
-        details.append((write("Reshape", bands, [0, 3, 3 * size]), size))
-        low = write("Conv", low, kernels[::4], strides=[2, 2], group=3)
-    count = math.prod(shape)
-    return write("Div", write("Reshape", low, [0, 3, count]), 2.0**LEVELS), count, details  # by the band's gain
+def _bands(
+    write: Writer, stream: ConditionStream, images: str
+) -> tuple[str, int, list[tuple[str, tuple[int, int]]]]:
+    """The channels' structure (N, 3, count) and count; and their detail bands, cH, cV and cD of each level, as some
+    (N, 3, bands * size), each with its bands and size."""
+    pairs = [(stream.structure.rows, stream.structure.columns)]
+    for level in stream.details:
+        (low_rows, high_rows), (low_columns, high_columns) = level.rows.chunk(2), level.columns.chunk(2)
+        pairs += [(high_rows, low_columns), (low_rows, high_columns), (high_rows, high_columns)]
+    sizes = [len(rows) * len(columns) for rows, columns in pairs]
+    blocks = [[_block(matrix) for matrix in pair] for pair in pairs]
+    if all(block is not None for pair in blocks for block in pair):  # haar, sides of whole blocks: one step for all
+        kernels = torch.stack([torch.outer(*pair) for pair in blocks])
+        # Each channel has its own, with zeros for the others: onnxruntime is faster with them than with groups.
+        kernels = torch.einsum("ij,pkl->ipjkl", torch.eye(3), kernels).flatten(0, 1)
+        found = write("Conv", images, kernels, strides=kernels.shape[2:])
+        found = write("Reshape", found, [0, 3, len(pairs) * sizes[0]])
+        structure, details = write.several("Split", 2, found, [sizes[0], sum(sizes[1:])], axis=2)
+        return structure, sizes[0], [(details, (len(pairs) - 1, sizes[0]))]
+    found = [
+        write("Reshape", write("MatMul", rows, write("MatMul", images, columns.T)), [0, 3, size])
+        for (rows, columns), size in zip(pairs, sizes, strict=True)
+    ]
+    return found[0], sizes[0], [(bands, (1, size)) for bands, size in zip(found[1:], sizes[1:], strict=True)]
 
 
-def _median(write: Writer, bands: str, size: int) -> str:
-    """Medians (N, 3) of the absolute coefficients of three bands, one behind the other, (N, 1, 3 * size)."""
-    bands = write("Abs", write("Reshape", bands, [-1, 3, size]))
+def _block(matrix: Tensor) -> Tensor | None:
+    """If a (cells, pixels) matrix takes each cell from a block of pixels of its own, all alike: its weights there."""
+    block = matrix[0, : matrix.shape[1] // len(matrix)]
+    blocks = torch.block_diag(*[block[None]] * len(matrix))
+    return block if blocks.shape == matrix.shape and torch.equal(blocks, matrix) else None
+
+
+def _medians(write: Writer, bands: str, count: int, size: int) -> str:
+    """Medians (N, count) of the absolute coefficients of bands, one behind the other, (N, 1, count * size)."""
+    bands = write("Abs", write("Reshape", bands, [0, count, size]))
     largest, _ = write.several("TopK", 2, bands, [size - (size - 1) // 2], sorted=0)
     return write("ReduceMin", largest, [2], keepdims=0)

@@ -6,7 +6,7 @@ tenth of a second where torch's general exporter takes five or more, and leaves 
 
 import operator
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import onnx
@@ -14,6 +14,7 @@ import torch
 from onnx import TensorProto, compose, helper, numpy_helper
 from torch import Tensor, nn
 
+from models.backbone import Backbone
 from models.efficientnet_lite import SameConv2d
 from models.tracing import UnknownLayer, trace
 
@@ -46,21 +47,20 @@ class Writer:
         self.nodes.append(helper.make_node(operator, [self._named(value) for value in inputs], names, name=first, **attributes))
         return names
 
-    def name(self, value: str, name: str) -> None:
-        """Let a value go by another name, such as that of an output."""
-        self.nodes.append(helper.make_node("Identity", [value], [name]))
-
     def insert(self, graph: onnx.GraphProto, images: str) -> list[str]:
         """Put a graph with one input in here, to work on ``images``; the names of its outputs."""
         graph = compose.add_prefix_graph(graph, f"{graph.name}/")
-        self.name(images, graph.input[0].name)
+        self.nodes.append(helper.make_node("Identity", [images], [graph.input[0].name]))
         self.nodes += graph.node
         self.weights += graph.initializer
         return [output.name for output in graph.output]
 
-    def model(self, entry: onnx.ValueInfoProto, ends: Sequence[onnx.ValueInfoProto]) -> onnx.ModelProto:
-        """What was written, as a model with this input and these outputs, which are values that have been named so."""
-        return model_of(helper.make_graph(self.nodes, "detector", [entry], ends, self.weights))
+    def model(self, entry: onnx.ValueInfoProto, outputs: Mapping[str, onnx.ValueInfoProto]) -> onnx.ModelProto:
+        """What was written, as a model with this input; ``outputs`` tells what each value that it gives is called."""
+        for node in self.nodes:
+            for names in (node.input, node.output):
+                names[:] = [outputs[name].name if name in outputs else name for name in names]
+        return model_of(helper.make_graph(self.nodes, "detector", [entry], list(outputs.values()), self.weights))
 
     def _named(self, value: Value) -> str:
         """Numbers are float32, whole ones int64, as the operators take them."""
@@ -75,35 +75,42 @@ class Writer:
         return name
 
 
-def onnx_graph(backbone: nn.Module, size: tuple[int, int]) -> onnx.ModelProto:
-    """Graph of a backbone whose batch norms are folded, for images of ``size`` (height, width), any number of them.
+def onnx_graph(backbone: Backbone, trunk: onnx.GraphProto) -> onnx.ModelProto:
+    """A backbone whose trunk is written already: input ``images`` (B, 3, H, W) in [0, 1]; outputs layer 2 and layer 3."""
+    write = Writer()
+    layers = write.insert(trunk, write("Div", write("Sub", "images", backbone.mean), backbone.std))
+    images = helper.make_tensor_value_info("images", TensorProto.FLOAT, ["batch", 3, "height", "width"])
+    names = dict(zip(layers, ("layer2", "layer3"), strict=True))
+    return write.model(
+        images, {layer: helper.make_tensor_value_info(name, TensorProto.FLOAT, None) for layer, name in names.items()}
+    )
 
-    Input ``images`` (B, 3, H, W) in [0, 1]; outputs layer 2 and layer 3, in this order.
-    """
+
+def trunk_graph(backbone: Backbone, size: tuple[int, int]) -> onnx.GraphProto:
+    """A backbone's trunk, batch norms folded, for any number of images of ``size`` (height, width), normalised."""
     try:
-        return written_graph(backbone)
+        return written_graph(backbone.trunk)
     except UnknownLayer:
-        graph = exported_graph(backbone, "backbone", {"images": torch.zeros(2, 3, *size)}, ["layer2", "layer3"])
-        return model_of(graph)
+        return exported_graph(backbone.trunk, {"images": torch.zeros(2, 3, *size)}, ["layer2", "layer3"])
 
 
-def written_graph(backbone: nn.Module) -> onnx.ModelProto:
-    """As :func:`onnx_graph`, for images of any size. Raises :class:`UnknownLayer` for what has no translation here."""
-    layers = dict(backbone.named_modules())
+def written_graph(network: nn.Module) -> onnx.GraphProto:
+    """A network of one input, of any size. Raises :class:`UnknownLayer` for what has no translation here."""
+    layers = dict(network.named_modules())
     nodes, weights = [], []
 
     def constant(name: str, value: Tensor) -> str:
         weights.append(numpy_helper.from_array(value.detach().numpy(), name))
         return name
 
-    for step in trace(backbone).nodes:
+    for step in trace(network).nodes:
         inputs = [source.name for source in step.all_input_nodes]
         if step.op == "placeholder":
             images = helper.make_tensor_value_info(step.name, TensorProto.FLOAT, ["batch", 3, "height", "width"])
         elif step.op == "output":
             outputs = [helper.make_tensor_value_info(name, TensorProto.FLOAT, None) for name in inputs]
         elif step.op == "get_attr":
-            constant(step.name, operator.attrgetter(step.target)(backbone))
+            constant(step.name, operator.attrgetter(step.target)(network))
         elif step.kwargs or len(inputs) != len(step.args):  # numbers among the arguments, or one tensor twice
             raise UnknownLayer(f"no ONNX operator is known for {step.format_node()}")
         elif step.op == "call_function" and step.target in FUNCTIONS:
@@ -114,11 +121,11 @@ def written_graph(backbone: nn.Module) -> onnx.ModelProto:
             nodes.append(helper.make_node(operator_name, inputs, [step.name], **attributes))
         else:
             raise UnknownLayer(f"no ONNX operator is known for {step.format_node()}")
-    return model_of(helper.make_graph(nodes, "backbone", [images], outputs, weights))
+    return helper.make_graph(nodes, "backbone", [images], outputs, weights)
 
 
-def exported_graph(module: nn.Module, name: str, inputs: dict[str, Tensor], outputs: Sequence[str]) -> onnx.GraphProto:
-    """The graph of a module, with an open batch: examples of its ``inputs`` by name, and its ``outputs``' names."""
+def exported_graph(module: nn.Module, inputs: dict[str, Tensor], outputs: Sequence[str]) -> onnx.GraphProto:
+    """A network as torch exports it, with an open batch: examples of its ``inputs``, and its ``outputs``' names."""
     open_batch = {0: torch.export.Dim("batch")}
     with torch.no_grad(), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # that the inputs share one batch is just what is meant
@@ -133,7 +140,7 @@ def exported_graph(module: nn.Module, name: str, inputs: dict[str, Tensor], outp
             verbose=False,
         )
     graph = program.model_proto.graph
-    graph.name = name
+    graph.name = "backbone"
     for node in graph.node:
         del node.metadata_props[:]  # where in this machine's source files each came from
     return graph
