@@ -26,7 +26,6 @@ from packaging.requirements import Requirement
 import config
 import export_onnx
 from benchmarks.common import RESULTS, Row, plot_bars, print_table, write_csv
-from models.backbone import build_backbone
 from models.conformal import conformal_threshold
 from utils.console import command
 from utils.data.dataset import batches, evenly, test_samples
@@ -104,11 +103,11 @@ def measure(settings: Settings, ratio: float, limit: int | None) -> list[Row]:
     checkpoint = bank_path(settings.save_dir, category, ratio)
     calibration = load_checkpoint(checkpoint).calibration_scores.numpy()
     threshold = conformal_threshold(calibration, settings.false_alarm_rate)
-    net, backbone = build_net(settings), build_backbone(settings.backbone, settings.backbone_weights)
+    net = build_net(dataclasses.replace(settings, engine="torch"))
     ways = {"PyTorch": (checkpoint, "torch"), "PyTorch, backbone in onnxruntime": (checkpoint, "onnxruntime")}
     for name, (bank_dtype, int8) in EXPORTS.items():
         chosen = dataclasses.replace(settings, bank_dtype=bank_dtype)
-        path = export_onnx.export_detector(chosen, category, ratio, net, backbone, int8)
+        path = export_onnx.export_detector(chosen, category, ratio, net, int8)
         ways[name] = (path, "")
     sizes = {runtime: installed_mb(packages) for runtime, packages in RUNTIMES.items()}
 

@@ -7,19 +7,15 @@ for each of which there is a memory bank. A defect, which covers a small part of
 """
 
 import re
-from collections.abc import Callable, Sequence
-from types import ModuleType
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
 import pywt
 import torch
-from scipy.sparse import csr_array, eye_array, kron
 from torch import Tensor, nn
 
 from models.errors import InputError
-
-Array = Tensor | np.ndarray
 
 KINDS = ("noise", "blur", "colour")
 LEVELS = 3  # of the wavelet transform
@@ -122,9 +118,9 @@ class ConditionStream(nn.Module):
         (structure_rows, detail_rows), (structure_columns, detail_columns) = (
             _analysis(wavelet, side) for side in image_size
         )
-        self.structure = Separable(structure_rows, structure_columns, planes=3)
+        self.structure = Separable(structure_rows, structure_columns)
         self.details = nn.ModuleList(
-            Separable(rows, columns, planes=1) for rows, columns in zip(detail_rows, detail_columns, strict=True)
+            Separable(rows, columns) for rows, columns in zip(detail_rows, detail_columns, strict=True)
         )
         count, width = len(self.conditions), STATISTICS
         self.register_buffer("least_light", -torch.ones(4, 2))  # of the training images, see _brightness_and_cast
@@ -138,7 +134,9 @@ class ConditionStream(nn.Module):
     def forward(self, images: Tensor) -> Reading:
         """(B, 3, H, W) images in [0, 1]; nothing crosses the batch."""
         aligned, statistics = self.measure(images)
-        return Reading(aligned, statistics, *_one_by_one(self._judge, statistics))
+        squared = self.squared_distances(statistics)
+        least, nearest = squared.min(dim=1)
+        return Reading(aligned, statistics, (squared + self.doubt).argmin(dim=1), least > self.limits[nearest])
 
     def measure(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """(B, 3, H, W) images -> the images, their light aligned, and their statistics (B, STATISTICS).
@@ -150,55 +148,37 @@ class ConditionStream(nn.Module):
         cD, from the finest level to the coarsest. As many coefficients as the coarsest level has are enough of each.
         """
         images = images.contiguous()  # pixels as a file has them are the slower layout, here and for the backbone
-        statistics, gain, offset = _one_by_one(self._measure, images)
-        if _in_numpy(images) and (gain == 1).all() and not offset.any():  # most often nothing needs to change
-            return images, statistics
-        return _one_by_one(_with_light, images, gain, offset)[0], statistics
-
-    def _measure(self, images: Array) -> tuple[Array, Array, Array]:
-        """(B, 3, H, W) -> statistics (B, STATISTICS), and each channel's gain and offset (B, 3), for its light."""
-        xp = _library(images)
-        some = images[..., ::4, ::4].reshape(images.shape[0], -1)
-        clipped = xp.stack([_share(some >= 1 - FLOOR), _share(some <= FLOOR)], axis=1)
+        some = images[..., ::4, ::4].flatten(1)
+        clipped = torch.stack([(where.float().mean(dim=1)) for where in (some >= 1 - FLOOR, some <= FLOOR)], dim=1)
         structure = self.structure(images)
         gain, offset = self._alignment(_light(structure))
-        structure = _with_light(structure, gain, offset)[0]
-        grey, colourfulness = structure.mean(axis=1), xp.amax(structure, axis=1) - xp.amin(structure, axis=1)
-        quantiles = _ranked(xp.stack([grey, colourfulness], axis=1), 0.1, 0.5, 0.9)
-        bottom, middle, top = quantiles[:, 0, 0], quantiles[:, 0, 1], quantiles[:, 0, 2]
-        skewness = xp.log(top - middle + FLOOR) - xp.log(middle - bottom + FLOOR)
-        light = [xp.log(clipped + 1e-3), skewness[:, None], quantiles[:, 1, 1:]]
-        grey = xp.einsum("bc,bchw->bhw", gain / 3, images)[:, None]
-        detail = [xp.log(_ranked(_detail_bands(level(grey)), 0.5)[..., 0] + FLOOR) for level in self.details]
-        return xp.concatenate([*light, *detail], axis=1), gain, offset
+        structure = _with_light(structure, gain, offset)
+        grey, colourfulness = structure.mean(dim=1), structure.amax(dim=1) - structure.amin(dim=1)
+        quantiles = _ranked(torch.stack([grey, colourfulness], dim=1), 0.1, 0.5, 0.9)
+        bottom, middle, top = quantiles[:, 0].unbind(dim=1)
+        skewness = (top - middle + FLOOR).log() - (middle - bottom + FLOOR).log()
+        light = [(clipped + 1e-3).log(), skewness[:, None], quantiles[:, 1, 1:]]
+        grey = torch.einsum("bc,bchw->bhw", gain / 3, images)[:, None]
+        detail = [(_ranked(_detail_bands(level(grey)), 0.5)[..., 0] + FLOOR).log() for level in self.details]
+        return _with_light(images, gain, offset), torch.cat([*light, *detail], dim=1)
 
-    def _alignment(self, light: Array) -> tuple[Array, Array]:
+    def _alignment(self, light: Tensor) -> tuple[Tensor, Tensor]:
         """Light (B, 3, 2) -> gain and offset (B, 3) that bring it to where the training images' lies: 1 and 0 if it is
         there."""
-        xp = _library(light)
-        median, spread = light[..., 0], light[..., 1]
+        median, spread = light.unbind(dim=2)
         if not self.align_light:
-            return xp.ones_like(median), xp.zeros_like(median)
+            return torch.ones_like(median), torch.zeros_like(median)
         seen = _brightness_and_cast(light)
         # Not to the training images' mean: light that good parts are seen in is no fault, and parts differ.
-        least, most = _like(light, self.least_light), _like(light, self.most_light)
-        change = xp.minimum(xp.maximum(seen, least), most) - seen
+        change = seen.maximum(self.least_light).minimum(self.most_light) - seen
         wanted = light + change[:, :1] + change[:, 1:]
         gain = ((wanted[..., 1] + 1e-6) / (spread + 1e-6)).clip(1 / GAIN, GAIN)
         return gain, wanted[..., 0] - gain * median
 
-    def _judge(self, statistics: Array) -> tuple[Array, Array]:
-        """Statistics (B, STATISTICS) -> conditions and whether they are unfamiliar, (B,) each."""
-        xp = _library(statistics)
-        squared = self.squared_distances(statistics)
-        nearest = xp.argmin(squared, axis=1)
-        doubt, limits = _like(statistics, self.doubt), _like(statistics, self.limits)
-        return xp.argmin(squared + doubt, axis=1), xp.amin(squared, axis=1) > limits[nearest]
-
-    def squared_distances(self, statistics: Array) -> Array:
+    def squared_distances(self, statistics: Tensor) -> Tensor:
         """(B, STATISTICS) -> (B, K) squared Mahalanobis distances to the conditions."""
-        apart = statistics[:, None] - _like(statistics, self.means)
-        return (apart @ _like(statistics, self.precision) * apart).sum(axis=-1)
+        apart = statistics[:, None] - self.means
+        return (apart @ self.precision * apart).sum(dim=-1)
 
     def in_plane(self, statistics: Tensor) -> tuple[Tensor, Tensor]:
         """Statistics (N, STATISTICS) and conditions as (N, 2) and (K, 2), where conditions lie farthest apart.
@@ -214,7 +194,7 @@ class ConditionStream(nn.Module):
 
     def measure_light(self, images: Tensor) -> Tensor:
         """(B, 3, H, W) images -> (B, 3, 2): median of each channel, and range from its 10 to its 90 % quantile."""
-        return _one_by_one(lambda each: (_light(self.structure(each)),), images.contiguous())[0]
+        return _light(self.structure(images.contiguous()))
 
     def fit_light(self, light: Tensor) -> None:
         """Align to the range of what ``measure_light`` gave for the training images, (N, 3, 2)."""
@@ -260,23 +240,14 @@ class Separable(nn.Module):
     """A matrix on each side of an image's planes: ``rows`` (h, H) makes h rows of H, ``columns`` (w, W) w columns of W:
     rows @ plane @ columns.T."""
 
-    def __init__(self, rows: np.ndarray, columns: np.ndarray, planes: int):
+    def __init__(self, rows: np.ndarray, columns: np.ndarray):
         super().__init__()
-        self.planes = planes
         self.register_buffer("rows", torch.from_numpy(rows).float(), persistent=False)
         self.register_buffer("columns", torch.from_numpy(columns).float(), persistent=False)
-        # Few of a wavelet transform's entries are not zero. One product does for all planes, one below the other.
-        self.sparse_rows, self.sparse_columns = (
-            kron(eye_array(planes), csr_array(matrix), format="csr").astype(np.float32) for matrix in (rows, columns)
-        )
 
-    def forward(self, images: Array) -> Array:
-        """(B, planes, H, W) -> (B, planes, h, w); B is 1 in NumPy."""
-        if isinstance(images, Tensor):
-            return self.rows @ images @ self.columns.T
-        fewer = (self.sparse_rows @ images.reshape(-1, images.shape[-1])).reshape(self.planes, -1, images.shape[-1])
-        both = self.sparse_columns @ fewer.swapaxes(1, 2).reshape(-1, fewer.shape[1])
-        return both.reshape(1, self.planes, -1, fewer.shape[1]).swapaxes(2, 3)
+    def forward(self, images: Tensor) -> Tensor:
+        """(B, C, H, W) -> (B, C, h, w)"""
+        return self.rows @ images @ self.columns.T
 
 
 def _analysis(wavelet: str, size: int) -> tuple[np.ndarray, list[np.ndarray]]:
@@ -290,74 +261,30 @@ def _analysis(wavelet: str, size: int) -> tuple[np.ndarray, list[np.ndarray]]:
     return low / 2 ** (LEVELS / 2), details
 
 
-def _detail_bands(bands: Array) -> Array:
+def _detail_bands(bands: Tensor) -> Tensor:
     """(B, 1, 2h, 2w), low bands before high ones both ways -> (B, 3, h, w) absolute cH, cV and cD."""
-    height, width = (size // 2 for size in bands.shape[2:])
-    bands = abs(bands[:, 0])
-    parts = [bands[:, height:, :width], bands[:, :height, width:], bands[:, height:, width:]]
-    return _library(bands).stack(parts, axis=1)
+    (_, low_high), (high_low, high_high) = (half.chunk(2, dim=2) for half in bands[:, 0].abs().chunk(2, dim=1))
+    return torch.stack([high_low, low_high, high_high], dim=1)
 
 
-def _light(structure: Array) -> Array:
+def _light(structure: Tensor) -> Tensor:
     """(B, 3, h, w) -> (B, 3, 2)"""
-    quantiles = _ranked(structure, 0.1, 0.5, 0.9)
-    return _library(structure).stack([quantiles[..., 1], quantiles[..., 2] - quantiles[..., 0]], axis=2)
+    low, median, high = _ranked(structure, 0.1, 0.5, 0.9).unbind(dim=2)
+    return torch.stack([median, high - low], dim=2)
 
 
-def _brightness_and_cast(light: Array) -> Array:
+def _brightness_and_cast(light: Tensor) -> Tensor:
     """(B, 3, 2) of the channels -> (B, 4, 2): the channels' mean, and what each differs from it."""
-    brightness = light.mean(axis=1)[:, None]
-    return _library(light).concatenate([brightness, light - brightness], axis=1)
+    brightness = light.mean(dim=1, keepdim=True)
+    return torch.cat([brightness, light - brightness], dim=1)
 
 
-def _ranked(planes: Array, *shares: float) -> Array:
+def _ranked(planes: Tensor, *shares: float) -> Tensor:
     """(B, C, h, w) -> (B, C, len(shares)): the value below which each share lies; the lower one of two medians."""
-    values = planes.reshape(*planes.shape[:2], -1)
-    ranks = [int((values.shape[2] - 1) * share) for share in shares]
-    if isinstance(values, np.ndarray):  # ten times as fast as torch's sort, median or kthvalue
-        return (np.sort(values) if len(ranks) > 1 else np.partition(values, ranks[0]))[..., ranks]
-    if len(ranks) == 1:  # onnxruntime has this sooner than all in order
-        return values.topk(values.shape[2] - ranks[0], dim=2, sorted=False).values.amin(dim=2, keepdim=True)
-    return values.sort(dim=2).values[..., ranks]
+    values = planes.flatten(2)
+    return values.sort(dim=2).values[..., [int((values.shape[2] - 1) * share) for share in shares]]
 
 
-def _with_light(images: Array, gain: Array, offset: Array) -> tuple[Array]:
+def _with_light(images: Tensor, gain: Tensor, offset: Tensor) -> Tensor:
     """Images (B, 3, H, W), or their structure, with gain and offset (B, 3) of each channel."""
-    aligned = images * gain[..., None, None]
-    aligned += offset[..., None, None]
-    return (aligned,)
-
-
-def _share(where: Array) -> Array:
-    """(B, n) bool -> (B,) float32, the share that is true."""
-    if isinstance(where, np.ndarray):
-        return np.array([np.count_nonzero(each) for each in where], np.float32) / where.shape[1]
-    return where.float().mean(dim=1)
-
-
-def _one_by_one(function: Callable[..., tuple[Array, ...]], *batches: Tensor) -> tuple[Tensor, ...]:
-    """``function`` of batches (B, ...); on a CPU of one image after the other, as NumPy arrays.
-
-    Its many small steps take NumPy a third of torch's time, no other thread has to wake up for them, and one image's
-    intermediate results stay in the caches.
-    """
-    if not _in_numpy(batches[0]):
-        return function(*batches)
-    images = zip(*(batch.numpy()[:, None] for batch in batches), strict=True)
-    results = zip(*(function(*image) for image in images), strict=True)
-    return tuple(torch.from_numpy(parts[0] if len(parts) == 1 else np.concatenate(parts)) for parts in results)
-
-
-def _in_numpy(batch: Tensor) -> bool:
-    """Whether it can be worked on outside torch: on a CPU, while no graph is made."""
-    return batch.device.type == "cpu" and not torch.compiler.is_exporting()
-
-
-def _library(values: Array) -> ModuleType:
-    """What works on such values: functions that are called alike in both are taken from here."""
-    return np if isinstance(values, np.ndarray) else torch
-
-
-def _like(values: Array, known: Tensor) -> Array:
-    """``known`` as what ``values`` are."""
-    return known.numpy() if isinstance(values, np.ndarray) else known
+    return images * gain[..., None, None] + offset[..., None, None]

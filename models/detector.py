@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 
 Net = WedgeNet | PatchCore
 
+LARGEST_GRAPH = 1 << 26  # numbers in the banks of a graph: 256 MB, of which onnxruntime takes three times as much
+
 
 class Detector:
     """An embedding and the memory of what good parts look like in it.
@@ -78,6 +80,16 @@ class Detector:
         return combine(distances, self.scales, self.offsets, self.anomaly_maps, conditions)
 
     @property
+    def one_piece(self) -> bool:
+        """Whether all of it runs as one graph in onnxruntime: on a CPU, unless a bank is better kept out of it.
+
+        That is one whose search is pruned, or so large that a graph's copies of it would fill the memory.
+        """
+        vectors = sum(bank.vectors.numel() for bank in self.banks)
+        pruned = any(bank.pruned for bank in self.banks)
+        return isinstance(self.net.backbone, OnnxEngine) and not pruned and vectors <= LARGEST_GRAPH
+
+    @property
     def bank_vectors(self) -> int:
         """Vectors in all banks together."""
         return sum(len(bank) for bank in self.banks)
@@ -94,17 +106,23 @@ def predict_together(detectors: Sequence[Detector], images: Tensor) -> list[Pred
     """What each of several detectors makes of (B, 3, H, W) images in [0, 1]; those of one network share its work."""
     found: dict[Detector, Prediction] = {}
     for net in dict.fromkeys(detector.net for detector in detectors):
-        own = tuple(detector for detector in detectors if detector.net is net)
-        if isinstance(net.backbone, OnnxEngine):
-            from models.onnx_detector import OnePiece  # needs onnx, which is optional
-
-            if own not in own[0].pieces:
-                own[0].pieces[own] = OnePiece(own)
-            found |= zip(own, own[0].pieces[own](images), strict=True)
-        else:
+        own = [detector for detector in detectors if detector.net is net]
+        if whole := tuple(detector for detector in own if detector.one_piece):
+            found |= zip(whole, _piece(whole)(images), strict=True)
+        if parted := [detector for detector in own if not detector.one_piece]:
             embedding = net.look(images)
-            found |= {detector: detector.predict_embedding(embedding) for detector in own}
+            found |= {detector: detector.predict_embedding(embedding) for detector in parted}
     return [found[detector] for detector in detectors]
+
+
+def _piece(detectors: tuple[Detector, ...]) -> "OnePiece":
+    """The graph of detectors of one network, which the first of them keeps."""
+    from models.onnx_detector import OnePiece  # needs onnx, which is optional
+
+    pieces = detectors[0].pieces
+    if detectors not in pieces:
+        pieces[detectors] = OnePiece(detectors)
+    return pieces[detectors]
 
 
 def combine(

@@ -9,7 +9,8 @@ lengths, so that
 
 which is a product of p + 1 instead of D numbers. Only the few vectors whose bound is below the best distance known so
 far are compared in full, by the differences of their coordinates. Nothing is approximate: rounding is allowed for.
-Whether this pays depends on the data; it is foretold when the bank is made, and given up for good where it does not.
+Whether this pays depends on the data: a thousand dimensions or more, not whitened, most often do. It is foretold when
+the bank is made, and given up for good where it does not.
 """
 
 import math
@@ -31,6 +32,7 @@ _FETCH = 1 << 19  # elements of bank vectors fetched at once: 2 MB
 _GROUP = 16  # bank vectors that are looked at one by one only if the least of their bounds calls for it
 _PAIRS = 1 << 11  # groups looked at at once
 _TABLE = 1 << 22  # elements of a small bank that are kept as the product takes them: 16 MB
+_WORTH = 0.5  # share of a plain product's cost that pruning may take: onnxruntime multiplies faster than torch does
 _LOSSES = 3  # blocks of queries that pruning may cost time before it is given up
 _TOLERANCE = 1e-4  # relative error of a distance that is accepted
 
@@ -75,6 +77,11 @@ class MemoryBank:
     def dim(self) -> int:
         """Dimension D of the vectors."""
         return self.vectors.shape[1]
+
+    @property
+    def pruned(self) -> bool:
+        """Whether most of the product is saved, so that this search is the fastest that there is on a CPU."""
+        return self._keys is not None
 
     @property
     def nbytes(self) -> int:
@@ -306,7 +313,7 @@ class MemoryBank:
         beside = (torch.arange(count)[:, None] - probes).abs() <= count // 64
         least = (self._norms[:, None] - 2 * products).masked_fill_(beside, torch.inf).amin(dim=0)
 
-        chosen, least_cost = 0, count * dim
+        chosen, least_cost = 0, count * dim * _WORTH
         for p in range(16, largest + 1, 16):
             keys = self._with_rest(heads[:, :p], self._norms)
             bounds = torch.addmm(self._norms[:, None], keys, keys[probes].T, alpha=-2)

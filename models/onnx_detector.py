@@ -19,7 +19,6 @@ from torch import Tensor
 
 from models.condition import STATISTICS
 from models.detector import Detector, Net
-from models.engine import AT_ONCE
 from models.errors import InputError
 from models.memory_bank import MemoryBank
 from models.onnx_embedding import write_embedding
@@ -28,6 +27,7 @@ from models.scoring import Prediction
 
 TILE = 256  # bank vectors in one product: with one image's 784 patches 0.8 MB, which stays in a core's cache
 FLOAT_LAYERS = 6  # convolutions that an 8-bit backbone keeps in float32: all later ones amplify what they round off
+AT_ONCE = 2  # images: the intermediate results of more do not fit the caches
 READING = ("condition", "unfamiliar", "statistics")  # outputs
 LARGEST = 2**31 - 2**20  # bytes that one protobuf file can hold, with room for the graph itself
 
@@ -90,9 +90,7 @@ def _write(
     ]
     found = {}
     for number, detector in enumerate(detectors):
-        distances = [
-            _nearest(write, *scale, bank.vectors) for scale, bank in zip(scales, detector.banks, strict=True)
-        ]
+        distances = [_nearest(write, *scale, bank.vectors) for scale, bank in zip(scales, detector.banks, strict=True)]
         score, anomaly_map = _judge(write, detector, distances, embedded.condition)
         found |= {f"score{number or ''}": score, f"anomaly_map{number or ''}": anomaly_map}
     return found | {name: value for name, value in zip(READING, embedded[1:], strict=True) if value is not None}
@@ -146,17 +144,15 @@ class OnePiece:
 
 
 class _Queries(NamedTuple):
-    """Names of patches (N * h * w, K + 1), each around ``centre`` (K,) and with a 1 behind, and of their squared lengths,
-    that 1 included."""
+    """Names of patches (N * h * w, K + 1), each around ``centre`` (K,) and with a 1 behind, and of their squared
+    lengths, that 1 included."""
 
     patches: str
     squared: str
     centre: Tensor
 
 
-def _in_metric(
-    write: Writer, net: Net, scale: int, features: str, bank: MemoryBank, condition: str | None
-) -> _Queries:
+def _in_metric(write: Writer, net: Net, scale: int, features: str, bank: MemoryBank, condition: str | None) -> _Queries:
     """A scale's features (N, h*w, D) through metric and lens."""
     # |q - b|^2 = |q|^2 + |b|^2 - 2 q.b is taken around a bank's mean, which keeps rounding small beside distances.
     centre = bank.vectors.mean(dim=0, dtype=torch.float32).cpu()
@@ -181,7 +177,9 @@ def _nearest(write: Writer, patches: str, squared: str, centre: Tensor, vectors:
     lengths = (vectors.cpu().float() - centre).square().sum(dim=1, keepdim=True)
     table = write("Transpose", write("Concat", write("Mul", table, 2.0), 1 - lengths, axis=1), perm=[1, 0])
     counts = [min(TILE, len(vectors) - start) for start in range(0, len(vectors), TILE)]
-    tiles = write.several("Split", len(counts), table, counts, axis=1)  # all so far is done once, when a model is loaded
+    tiles = write.several(
+        "Split", len(counts), table, counts, axis=1
+    )  # all so far is done once, when a model is loaded
     best = [write("ReduceMax", write("MatMul", patches, tile), [1], keepdims=0) for tile in tiles]
     nearest = write("Max", *best)
     return write("Sqrt", write("Abs", write("Sub", squared, nearest)))  # not Relu, which may hide NaN

@@ -1,6 +1,5 @@
 """What comes before the search, as nodes of an ONNX graph: the frequency stream, and each method's patch features."""
 
-import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -62,9 +61,7 @@ def _wedge(write: Writer, net: WedgeNet, layer2: str, layer3: str) -> list[str]:
     return [{2: layer2, 3: layer3}[layer] for layer in net.recipe.layers]
 
 
-def _paper(
-    write: Writer, net: WedgeNet, images: str, image_size: tuple[int, int], layer2: str, layer3: str
-) -> str:
+def _paper(write: Writer, net: WedgeNet, images: str, image_size: tuple[int, int], layer2: str, layer3: str) -> str:
     """``WedgeNet._paper``"""
     gated2, gated3 = layer2, layer3
     if net.gate is not None:
@@ -179,9 +176,7 @@ def _quantiles(write: Writer, planes: str, count: int) -> list[str]:
     return write.several("Split", 3, ranks, [1, 1, 1], axis=2)
 
 
-def _bands(
-    write: Writer, stream: ConditionStream, images: str
-) -> tuple[str, int, list[tuple[str, tuple[int, int]]]]:
+def _bands(write: Writer, stream: ConditionStream, images: str) -> tuple[str, int, list[tuple[str, tuple[int, int]]]]:
     """The channels' structure (N, 3, count) and count; and their detail bands, cH, cV and cD of each level, as some
     (N, 3, bands * size), each with its bands and size."""
     pairs = [(stream.structure.rows, stream.structure.columns)]

@@ -44,7 +44,9 @@ class Writer:
         """The names of an operator's first ``count`` outputs."""
         first = f"{operator}{len(self.nodes)}"
         names = [first, *(f"{first}.{number}" for number in range(1, count))]
-        self.nodes.append(helper.make_node(operator, [self._named(value) for value in inputs], names, name=first, **attributes))
+        self.nodes.append(
+            helper.make_node(operator, [self._named(value) for value in inputs], names, name=first, **attributes)
+        )
         return names
 
     def insert(self, graph: onnx.GraphProto, images: str) -> list[str]:
@@ -76,7 +78,7 @@ class Writer:
 
 
 def onnx_graph(backbone: Backbone, trunk: onnx.GraphProto) -> onnx.ModelProto:
-    """A backbone whose trunk is written already: input ``images`` (B, 3, H, W) in [0, 1]; outputs layer 2 and layer 3."""
+    """A backbone whose trunk is given: input ``images`` (B, 3, H, W) in [0, 1]; outputs ``layer2`` and ``layer3``."""
     write = Writer()
     layers = write.insert(trunk, write("Div", write("Sub", "images", backbone.mean), backbone.std))
     images = helper.make_tensor_value_info("images", TensorProto.FLOAT, ["batch", 3, "height", "width"])
