@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 SHRINKAGE = 0.1  # of whitening: near 0 all directions count alike, large values leave them as they are
 KEPT = 0.99  # share of the squared distances between good patches that the dimensions kept hold
+_ALIKE = 1e-8  # variance below which patches do not differ: what is left is rounding, and its inverse no float16
 _RIDGE = 1e-3  # of a lens: what is added to the variances, as a share of their mean
 _BLOCK = 1 << 21  # elements worked on at once: 8 MB
 
@@ -85,9 +86,9 @@ def fit_whitening(patches: Tensor, shrinkage: float = SHRINKAGE, kept: float = K
     values, vectors = torch.linalg.eigh(covariance)
     values, vectors = values.flip(0).clamp_min(0), vectors.flip(1)  # descending
     level = values.mean()
-    scales = (values + shrinkage * level).rsqrt() if level > 0 else torch.ones_like(values)
+    scales = (values + shrinkage * level).rsqrt() if level > _ALIKE else torch.ones_like(values)
     held = (values * scales.square()).cumsum(dim=0)
-    dim = int((held < kept * held[-1]).sum()) + 1 if level > 0 else len(values)
+    dim = int((held < kept * held[-1]).sum()) + 1 if level > _ALIKE else len(values)
     # An eigenvector's sign is arbitrary; fixing it makes the same data give the same map.
     signs = vectors.gather(0, vectors.abs().argmax(dim=0)[None]).sign()
     matrix = (vectors * signs * scales)[:, :dim]
