@@ -235,37 +235,6 @@ def draw_real(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
     save_figure(path, figure)
 
 
-def draw_frequency_ablation(path: Path, title: str, rows: Sequence[Mapping[str, Any]]) -> None:
-    """Image AUROC and false alarms over the level of each corruption, a line for each variant."""
-    kinds = {
-        "noise": "noise: sigma, grey levels",
-        "blur": "blur: sigma, pixels",
-        "colour": "colour jitter: factor",
-        "dark": "less light: share taken away",
-    }
-    variants = list(dict.fromkeys(row["variant"] for row in rows))
-    figure = Figure(figsize=(13, 6.5), layout="constrained")
-    figure.suptitle(title, fontsize=11)
-    axes = figure.subplots(2, len(kinds), sharey="row")
-    for column, (kind, label) in zip(axes.T, kinds.items(), strict=True):
-        for axis, name in zip(column, ("auroc", "false_alarm_rate"), strict=True):
-            for number, variant in enumerate(variants):
-                own = [row for row in rows if (row["variant"], row["corruption"]) == (variant, kind)]
-                values = [np.nan if row[name] is None else row[name] for row in own]
-                style = ("-", "--", ":")[number // len(COLOURS)]
-                colour = COLOURS[number % len(COLOURS)]
-                axis.plot([row["level"] for row in own], values, style, color=colour, marker=".", label=variant)
-            axis.grid(alpha=0.3)
-            axis.spines[["top", "right"]].set_visible(False)
-        column[1].axhline(FALSE_ALARMS, color="0.5", linewidth=0.8, linestyle=":")
-        column[1].set_xlabel(label)
-    axes[0, 0].set_ylabel("image AUROC")
-    axes[1, 0].set_ylabel(f"false alarms (nominal {FALSE_ALARMS * 100:g} %)")
-    handles, labels = axes[0, 0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside lower center", ncols=4, frameon=False, fontsize=8)
-    save_figure(path, figure)
-
-
 def draw_ablation(path: Path, rows: Sequence[Mapping[str, Any]], single: Sequence[Mapping[str, Any]]) -> None:
     """What each change does to image AUROC, in points: a bar for the mean, a dot for each category.
 
