@@ -4,9 +4,9 @@
     python -m benchmarks.peers --data-path magnetic_tile_data --category magnetic_tile --center-crop false
 
 All of them have the same backbone and weights, are trained on the same images, no more than --images of them, and judge
-the same test images. WEDGE-Net is what the settings describe, with 1 and 10 % of the patches; anomalib's models are as it
-has them, in torch, PatchCore with one neighbour and 10 %. Training counts from files to a model; FPS is of one image at a
-time, from a tensor to score and map.
+the same test images. WEDGE-Net is what the settings describe, with 1 and 10 % of the patches; anomalib's models are as
+it has them, in torch, PatchCore with one neighbour and 10 %. Training counts from files to a model; FPS is of one image
+at a time, from a tensor to score and map.
 
 Writes ``benchmarks/results/peers_<categories>.csv`` and ``.png``: AUROC over speed.
 """
