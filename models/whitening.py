@@ -107,19 +107,17 @@ def fit_lens(corrupted: Tensor, clean: Tensor) -> Affine:
     Args:
         corrupted, clean: (n, D) float32, row by row the same places of the same images.
     """
-    x, y = corrupted.double(), clean.double()
-    x_mean, y_mean = x.mean(dim=0), y.mean(dim=0)
-    x, y = x - x_mean, y - y_mean
-    ridge = _RIDGE * x.square().mean().clamp_min(1e-12)
-    eye = torch.eye(x.shape[1], dtype=x.dtype, device=x.device)
-    guess = torch.linalg.solve(x.T @ x / len(x) + ridge * eye, x.T @ y / len(x))
-    spread = y.T @ y / len(y)
-    guessed = guess.T @ (x.T @ x / len(x)) @ guess
+    dim = corrupted.shape[1]
+    mean, covariance = _moments(torch.cat([corrupted, clean], dim=1))
+    (seen, shared), (_, spread) = (rows.split(dim, dim=1) for rows in covariance.split(dim))
+    eye = torch.eye(dim, dtype=covariance.dtype)
+    guess = torch.linalg.solve(seen + _RIDGE * seen.diagonal().mean().clamp_min(1e-12) * eye, shared)
     # What the guesses do not vary in cannot be stretched: without a floor a constant picture would divide by nothing.
-    floor = _RIDGE * spread.diagonal().mean().clamp_min(1e-12)
-    half, inverse = _root(guessed + floor * eye), _root(guessed + floor * eye, -0.5)
-    matrix = guess @ (inverse @ _root(half @ (spread + floor * eye) @ half) @ inverse)
-    return Affine(matrix.float(), (y_mean - x_mean @ matrix).float())
+    floor = _RIDGE * spread.diagonal().mean().clamp_min(1e-12) * eye
+    guessed = guess.T @ seen @ guess + floor
+    half, inverse = _root(guessed), _root(guessed, -0.5)
+    matrix = guess @ (inverse @ _root(half @ (spread + floor) @ half) @ inverse)
+    return Affine(matrix.float(), (mean[dim:] - mean[:dim] @ matrix).float())
 
 
 def _root(matrix: Tensor, power: float = 0.5) -> Tensor:
