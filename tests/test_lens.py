@@ -1,10 +1,13 @@
 """The lens: against NumPy's least squares and the formula of optimal transport; what little data must not break."""
 
+import itertools
+
 import numpy as np
 import pytest
 import torch
 from scipy.linalg import sqrtm
 
+from models.calibration import through_held_out_lenses
 from models.whitening import _RIDGE, Affine, ConditionMaps, fit_lens
 
 DIM = 10
@@ -108,6 +111,30 @@ def test_a_degenerate_condition_neither_breaks_nor_throws_new_patches_far_away(m
     spread = (clean - clean.mean(dim=0)).square().mean().sqrt()
     away = ((new - corrupted.mean(dim=0) / scale).square().mean() / whole.var(dim=0).mean()).sqrt()
     assert apart <= 10 * spread * away + 1e-3 * scale
+
+
+@pytest.mark.parametrize("count", [1, 2, 3, 9])
+def test_each_training_image_is_seen_through_a_lens_that_was_made_without_it(count):
+    corrupted, clean = (part.view(count, 40, DIM) for part in pairs(count * 40))
+    seen = through_held_out_lenses(corrupted, clean)
+    bounds = [-(-count * fold // min(4, count)) for fold in range(min(4, count) + 1)]
+    for start, stop in itertools.pairwise(bounds):
+        others = [place for place in range(count) if not start <= place < stop] or [0]
+        lens = fit_lens(corrupted[others].flatten(0, 1), clean[others].flatten(0, 1))
+        torch.testing.assert_close(seen[start:stop], lens(corrupted[start:stop]))
+
+
+def test_so_seen_training_images_lie_no_nearer_than_new_ones():
+    """Of few images a lens remembers more than it has learnt: through it they lie much nearer than new ones do."""
+    corrupted, clean = (part.view(-1, 5, 30) for part in pairs(2000, dim=30))
+    lens = fit_lens(corrupted[:20].flatten(0, 1), clean[:20].flatten(0, 1))
+
+    def error(seen, wanted):
+        return (seen - wanted).square().mean().sqrt().item()
+
+    new = error(lens(corrupted[20:]), clean[20:])
+    assert error(lens(corrupted[:20]), clean[:20]) < 0.8 * new
+    assert 0.95 * new < error(through_held_out_lenses(corrupted[:20], clean[:20]), clean[:20]) < 1.15 * new
 
 
 def test_maps_in_a_row_are_one_map():
