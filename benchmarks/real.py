@@ -6,9 +6,9 @@
 
 One backbone for all of them, banks of SAMPLING_RATIO (the first, if there are several), coresets from several seeds, no
 more than so many training images. With --corruptions also noise to 40 grey levels, blur to 2 pixels, colour to factor 1
-and up to 0.4 of the light taken away. Rates are at the threshold that training set for 5 % false alarms. Megabytes are all that a category has
-beside the backbone: banks, metric and lenses. FPS is of one image at a time, from a tensor to score and map, methods in
-turn.
+and up to 0.4 of the light taken away. Rates are at the threshold that training set for 5 % false alarms. Megabytes are
+all that a category has beside the backbone: banks, metric and lenses. FPS is of one image at a time, from a tensor to
+score and map, methods in turn.
 
 A run that was cut off goes on where it stopped: rows that are in the CSV with the same settings are not measured again.
 Writes ``benchmarks/results/real.csv``, a row a run and level, ``real_summary.csv`` and ``real.png``.

@@ -148,11 +148,10 @@ class WedgeNet(nn.Module):
                 ConditionMaps([Affine(*one) for one in zip(*part, strict=True)]) for part in parts
             )
             twin.load_state_dict(state)
-            if any(
-                maps.matrices.shape[:2] != (len(self.conditions), dim)
-                for maps, dim in zip(twin.maps, self.raw_dims, strict=False)
-            ):
-                raise ValueError
+            for maps, dim in zip(twin.maps, self.raw_dims, strict=False):
+                kept = maps.matrices.shape[-1]
+                if maps.matrices.shape != (len(self.conditions), dim, kept) or maps.offsets.shape[-1] != kept:
+                    raise ValueError
         except (AttributeError, IndexError, KeyError, TypeError, ValueError, RuntimeError):
             raise InputError("what it was made with does not fit the network: train it again") from None
         self._latest[:] = [twin.requires_grad_(False).eval().to(self.device)]

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 SHRINKAGE = 0.1  # of whitening: near 0 all directions count alike, large values leave them as they are
 KEPT = 0.99  # share of the squared distances between good patches that the dimensions kept hold
+_ALIKE = 1e-8  # variance below which patches do not differ: what is left is rounding, and its inverse no float16
 _RIDGE = 1e-3  # of a lens: what is added to the variances, as a share of their mean
 _BLOCK = 1 << 21  # elements worked on at once: 8 MB
 
@@ -85,9 +86,9 @@ def fit_whitening(patches: Tensor, shrinkage: float = SHRINKAGE, kept: float = K
     values, vectors = torch.linalg.eigh(covariance)
     values, vectors = values.flip(0).clamp_min(0), vectors.flip(1)  # descending
     level = values.mean()
-    scales = (values + shrinkage * level).rsqrt() if level > 0 else torch.ones_like(values)
+    scales = (values + shrinkage * level).rsqrt() if level > _ALIKE else torch.ones_like(values)
     held = (values * scales.square()).cumsum(dim=0)
-    dim = int((held < kept * held[-1]).sum()) + 1 if level > 0 else len(values)
+    dim = int((held < kept * held[-1]).sum()) + 1 if level > _ALIKE else len(values)
     # An eigenvector's sign is arbitrary; fixing it makes the same data give the same map.
     signs = vectors.gather(0, vectors.abs().argmax(dim=0)[None]).sign()
     matrix = (vectors * signs * scales)[:, :dim]
@@ -106,19 +107,17 @@ def fit_lens(corrupted: Tensor, clean: Tensor) -> Affine:
     Args:
         corrupted, clean: (n, D) float32, row by row the same places of the same images.
     """
-    x, y = corrupted.double(), clean.double()
-    x_mean, y_mean = x.mean(dim=0), y.mean(dim=0)
-    x, y = x - x_mean, y - y_mean
-    ridge = _RIDGE * x.square().mean().clamp_min(1e-12)
-    eye = torch.eye(x.shape[1], dtype=x.dtype, device=x.device)
-    guess = torch.linalg.solve(x.T @ x / len(x) + ridge * eye, x.T @ y / len(x))
-    spread = y.T @ y / len(y)
-    guessed = guess.T @ (x.T @ x / len(x)) @ guess
+    dim = corrupted.shape[1]
+    mean, covariance = _moments(torch.cat([corrupted, clean], dim=1))
+    (seen, shared), (_, spread) = (rows.split(dim, dim=1) for rows in covariance.split(dim))
+    eye = torch.eye(dim, dtype=covariance.dtype)
+    guess = torch.linalg.solve(seen + _RIDGE * seen.diagonal().mean().clamp_min(1e-12) * eye, shared)
     # What the guesses do not vary in cannot be stretched: without a floor a constant picture would divide by nothing.
-    floor = _RIDGE * spread.diagonal().mean().clamp_min(1e-12)
-    half, inverse = _root(guessed + floor * eye), _root(guessed + floor * eye, -0.5)
-    matrix = guess @ (inverse @ _root(half @ (spread + floor * eye) @ half) @ inverse)
-    return Affine(matrix.float(), (y_mean - x_mean @ matrix).float())
+    floor = _RIDGE * spread.diagonal().mean().clamp_min(1e-12) * eye
+    guessed = guess.T @ seen @ guess + floor
+    half, inverse = _root(guessed), _root(guessed, -0.5)
+    matrix = guess @ (inverse @ _root(half @ (spread + floor) @ half) @ inverse)
+    return Affine(matrix.float(), (mean[dim:] - mean[:dim] @ matrix).float())
 
 
 def _root(matrix: Tensor, power: float = 0.5) -> Tensor:
