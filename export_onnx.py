@@ -4,10 +4,9 @@
     python export_onnx.py --int8
 
 Writes SAVE_DIR/10pct/model_data_tile_10pct.onnx beside the checkpoint (ONNX opset 18): input ``image`` (N, H, W, 3)
-uint8 RGB, outputs ``score`` (N,) and ``anomaly_map`` (N, H, W), and with FREQUENCY_STREAM = 'condition' also
-``condition`` (N,) and ``unfamiliar`` (N,); threshold, calibration scores and settings are in the
-model's metadata. Before a file is kept it is compared with PyTorch on the test images. --int8 quarters the backbone,
-and a BANK_DTYPE other than the checkpoint's converts the memory bank; the files' names then end in _int8 and _float16.
+uint8 RGB, outputs ``score`` (N,) and ``anomaly_map`` (N, H, W), and with FORM = 'wedge' also ``condition`` (N,) and
+``unfamiliar`` (N,); threshold, calibration scores and settings are in the model's metadata. Before a file is kept it is
+compared with PyTorch on the test images. --int8 quarters the backbone, and the file's name ends in _int8.
 SAVE_DIR/predict.pyz is predict.py in one file, for a device that has no more than requirements-edge.txt. Settings are
 in config.py.
 """
