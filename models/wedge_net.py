@@ -84,7 +84,7 @@ class WedgeNet(nn.Module):
     ):
         super().__init__()
         self.device = torch.device(device)
-        self.fingerprint = backbone.fingerprint
+        self.backbone_name, self.fingerprint = backbone.name, backbone.fingerprint
         self.form, self.use_semantic, self.recipe = form, use_semantic, recipe
         self.gate = frequency if isinstance(frequency, FrequencyGate) else None
         self.stream = frequency if isinstance(frequency, ConditionStream) else None
