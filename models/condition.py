@@ -170,7 +170,7 @@ class ConditionStream(nn.Module):
         light = [xp.log(clipped + 1e-3), skewness[:, None], quantiles[:, 1, 1:]]
         grey = xp.einsum("bc,bchw->bhw", gain / 3, images)[:, None]
         bands = [_ranked(_detail_bands(level(grey)), *SHARES) for level in self.details]
-        detail = [xp.log(band.reshape(len(band), -1) + _FLOOR) for band in bands]
+        detail = [xp.log(band.reshape(band.shape[0], -1) + _FLOOR) for band in bands]
         return xp.concatenate([*light, *detail], axis=1), gain, offset
 
     def _alignment(self, light: Array) -> tuple[Array, Array]:
