@@ -67,7 +67,10 @@ def learn_conditions(
     found: list[list[Embedding]] = [[] for _ in alterations]
     for batch in with_progress(some, settings, f"{category}: conditions"):
         for alter, own in zip(alterations, found, strict=True):
-            own.append(net.look(batch.images if alter is None else alter(batch), condition=0))
+            if alter is None:  # clean features are taken of all images, elsewhere
+                own.append(Embedding((), net.stream(batch.images.to(net.device))))
+            else:
+                own.append(net.look(alter(batch), condition=0))
     statistics = torch.stack([torch.cat([each.reading.statistics for each in own]) for own in found])
     stream = copy.deepcopy(net.stream).cpu()
     stream.fit_conditions(statistics)

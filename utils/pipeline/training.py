@@ -83,8 +83,7 @@ def train_category(settings: Settings, category: str, method: Method, overwrite:
     net, altered = method.net, []
     if isinstance(net, WedgeNet) and net.stream is not None:
         net = learn_light(net, samples, settings, category)
-        if len(net.conditions) > 1:
-            net, altered = learn_conditions(net, samples, settings, category)
+        net, altered = learn_conditions(net, samples, settings, category)
     scales = extract_features(net, samples, settings, f"{category}: features")
     if method.shrinkage is not None:
         net, scales, altered = fit_maps(net, scales, altered, method.shrinkage)
