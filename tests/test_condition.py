@@ -77,7 +77,7 @@ def light_by_hand(image, wavelet):
 
 
 def read_by_hand(image, wavelet, least, most):
-    """A (3, H, W) image, its light brought to between ``least`` and ``most`` (4, 2), and its statistics (14,)."""
+    """A (3, H, W) image, its light brought to between ``least`` and ``most`` (4, 2), and its statistics (23,)."""
     structure, light = light_by_hand(image, wavelet)
     brightness = light.mean(axis=0)
     seen = np.concatenate([brightness[None], light - brightness])
@@ -96,7 +96,7 @@ def read_by_hand(image, wavelet, least, most):
     aligned = image * gain[:, None, None] + offset[:, None, None]
     for level, bands in enumerate(pywt.wavedec2(aligned.mean(axis=0), wavelet, mode="symmetric", level=3)[:0:-1]):
         some = [band[::2, ::2] if level == 0 else band for band in bands]
-        statistics += [np.log(ranked(np.abs(band), 0.5) + half_level) for band in some]
+        statistics += [np.log(ranked(np.abs(band), share) + half_level) for band in some for share in (0.5, 0.9)]
     return aligned, np.array(statistics)
 
 
