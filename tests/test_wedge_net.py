@@ -45,7 +45,7 @@ def conditioned(backbone):
     net = WedgeNet(backbone, frequency=stream)
     known = stream.measure(images(3))[1]
     around = known[:, None] + 1e-3 * torch.randn(3, 4, 1, generator=torch.Generator().manual_seed(0))
-    stream.fit_conditions(around, around)
+    stream.fit_conditions(around)
     return with_lenses(net)
 
 
