@@ -117,6 +117,18 @@ def test_measures_are_those_of_pywavelets(wavelet):
     assert torch.equal(aligned[0], images[0]) and not torch.equal(aligned[1], images[1])
 
 
+def test_blur_is_told_on_parts_that_cover_a_third_of_a_blank_ground():
+    def before_black(images):
+        images[..., 32:] = 0
+        return images
+
+    stream, images = ConditionStream("haar", NAMES, True, (96, 96)), before_black(parts(20, 4))
+    stream.fit_light(stream.measure_light(images))
+    stream.fit_conditions(torch.stack([stream.measure(in_condition(images, name))[1] for name in NAMES]))
+    reading = stream(in_condition(before_black(parts(20, 5)), "blur1", seed=3))
+    assert (reading.conditions == NAMES.index("blur1")).float().mean() >= 0.95
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_new_images_are_known_by_their_condition(stream, name):
     reading = stream(in_condition(parts(40, 2), name, seed=5))
