@@ -50,7 +50,10 @@ def learn_conditions(net: WedgeNet, samples: Sequence[Sample], settings: Setting
     """The network with a stream that knows the training images' light and conditions."""
     stream = copy.deepcopy(net.stream).cpu()
     with torch.inference_mode():
-        light = [stream.measure_light(batch.images) for batch in with_progress(samples, settings, f"{category}: light")]
+        light = [
+            stream.measure_light(net.fill(batch.images))
+            for batch in with_progress(samples, settings, f"{category}: light")
+        ]
         stream.fit_light(torch.cat(light))
         some = [samples[number] for number in lens_images(len(samples))]
         exact = [condition._replace(low=condition.level, high=condition.level) for condition in stream.conditions]
@@ -58,7 +61,7 @@ def learn_conditions(net: WedgeNet, samples: Sequence[Sample], settings: Setting
             training_alteration(condition, some, settings.seed) for condition in (*exact, *stream.conditions)
         ]
         statistics = [
-            torch.stack([stream.measure(alter(batch) if alter else batch.images)[1] for alter in alterations])
+            torch.stack([stream.measure(net.fill(alter(batch) if alter else batch.images))[1] for alter in alterations])
             for batch in with_progress(some, settings, f"{category}: conditions")
         ]
         stream.fit_conditions(*torch.cat(statistics, dim=1).chunk(2))

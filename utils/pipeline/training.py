@@ -15,13 +15,22 @@ from torch import Tensor
 
 from models.calibration import calibration_images, held_out_distances
 from models.coreset import greedy_coreset, random_subset
-from models.detector import Net, combine
+from models.detector import Net, combine, make_maps
 from models.errors import InputError
-from models.scoring import AnomalyMap
 from models.wedge_net import RECIPE, Recipe, WedgeNet
 from models.whitening import fit_lens, fit_whitening
 from utils.data.dataset import Sample, files_digest, train_samples, with_bit_depth
-from utils.pipeline.checkpoint import Checkpoint, bank_path, build_net, load_checkpoint, misfit, save_checkpoint
+from utils.data.region import read_region, region_path
+from utils.pipeline.checkpoint import (
+    INSIDE,
+    Checkpoint,
+    bank_path,
+    build_net,
+    load_checkpoint,
+    misfit,
+    region_misfit,
+    save_checkpoint,
+)
 from utils.pipeline.conditions import altered_features, learn_conditions, lens_images
 from utils.pipeline.inference import extract_features
 from utils.pipeline.patchcore import build_patchcore, patchcore_embedding, patchcore_path
@@ -80,7 +89,7 @@ def train_category(settings: Settings, category: str, method: Method, overwrite:
     settings = with_bit_depth(samples, settings)
     if settings.bit_depth != 8:
         print(f"[{category}] {settings.bit_depth} bits a pixel")
-    net = method.net
+    net = with_region(method.net, samples, settings, category)
     if isinstance(net, WedgeNet) and net.stream is not None:
         net = learn_conditions(net, samples, settings, category)
     scales = extract_features(net, samples, settings, f"{category}: features")
@@ -113,6 +122,16 @@ def train_category(settings: Settings, category: str, method: Method, overwrite:
             for memory, scale in zip(memories, scales, strict=True)
         )
         print(f"[{category}] {len(samples)} images, kept {kept}: {path} ({path.stat().st_size / 1e6:.2f} MB)")
+
+
+def with_region(net: Net, samples: Sequence[Sample], settings: Settings, category: str) -> Net:
+    """The network looking only at the category's region of interest, if there is one."""
+    path = region_path(settings, category)
+    if path is None:
+        return net
+    inside = read_region(path, settings, samples[0])
+    print(f"[{category}] looking at {inside.mean():.0%} of the picture: {path}")
+    return net.with_region(torch.from_numpy(inside))
 
 
 def fit_maps(
@@ -177,7 +196,7 @@ def calibrate(
         count,
         [(scale.shape[1], len(memory.vectors), scale.shape[2]) for scale, memory in zip(scales, memories, strict=True)],
     )
-    maps = [AnomalyMap(grid, settings.image_size, net.scoring) for grid in net.grids(settings.image_size)]
+    maps = make_maps(net, settings.image_size)
     units = torch.ones(len(net.conditions), len(scales))
     offsets = torch.zeros(len(units))
 
@@ -220,7 +239,9 @@ def is_missing(settings: Settings, category: str, ratio: float, method: Method, 
     if not path.exists():
         return True
     saved = load_checkpoint(path, metadata_only=True)
-    reason = misfit(saved, method.embedding, method.net)
+    reason = misfit(saved, method.embedding, method.net) or region_misfit(saved, settings, category)
+    if reason is None and INSIDE in saved.state and region_path(settings, category) is None:
+        reason = "it was made with a region, and there is none now"
     if reason is None and saved.training_digest != files_digest(samples):
         reason = f"it was made from {saved.training_images} other training images"
     if reason is None and (saved.sampling_method, saved.seed) != (settings.sampling_method, settings.seed):
