@@ -54,7 +54,6 @@ paper: $(VENV)/installed $(SAMPLE)
 	run visualize_color_robustness.py $(PICTURES); \
 	run eval_gap_score.py $(SETTINGS); \
 	run ablation.py $(SETTINGS) --sampling-ratio 0.01; \
-	run ablation_frequency.py $(SETTINGS) --sampling-ratio 0.01; \
 	run make_report.py $(SETTINGS); \
 	[ -z "$$failed" ] || { echo "not everything went well:$$failed" >&2; exit 1; }
 

@@ -18,7 +18,7 @@ from utils.console import check_writable, command
 from utils.data.dataset import find_categories
 from utils.pictures.report import page
 from utils.pictures.sections import beside_the_paper, conditions, detection, making, missing, opening, pictures, speed
-from utils.pictures.studies import blur, colour, gap, noise, parts, streams
+from utils.pictures.studies import blur, colour, gap, noise, parts
 from utils.pipeline.timing import describe_machine, describe_versions
 from utils.settings import SettingsParser
 
@@ -46,7 +46,6 @@ def main(argv: Sequence[str] | None = None) -> int:
         ("Light and colour", colour(settings, categories), "eval_color_robustness.py", "visualize_color_robustness.py"),
         ("Semantic attention", gap(settings), "eval_gap_score.py"),
         ("What each part is worth", parts(settings), "ablation.py"),
-        ("What the frequency stream is worth", streams(settings), "ablation_frequency.py"),
     )
     sections = {title: content or [missing(scripts, flags)] for title, content, *scripts in found}
     sections["How it was made"] = making(settings, flags, machine, versions)

@@ -258,20 +258,19 @@ class ConditionStream(nn.Module):
         self.least_light.copy_(light.amin(dim=0))
         self.most_light.copy_(light.amax(dim=0))
 
-    def fit_conditions(self, statistics: Tensor, between: Tensor) -> None:
-        """Learn the conditions from the statistics (K, N, STATISTICS) of N training images at each one's own level.
+    def fit_conditions(self, statistics: Tensor) -> None:
+        """Learn the conditions from the statistics (K, N, STATISTICS) of N training images in each of them.
 
         An image is unfamiliar if it is farther from the nearest condition than 99.9 % of the training images to which
-        it is the nearest, measured by conditions that were learnt without them. So that levels in between are familiar,
-        the statistics of the same images at all levels that belong to a condition, ``between``, count as well.
+        it is the nearest, measured by conditions that were learnt without them.
         """
-        statistics, between = statistics.double().cpu(), between.double().cpu()
+        statistics = statistics.double().cpu()
         count = statistics.shape[1]
         fold = torch.arange(count) * min(_FOLDS, count) // count
         distances = []
         for held_out in fold.unique():
             means, precision = _fit(statistics[:, fold != held_out] if fold.any() else statistics)
-            own = torch.cat([statistics[:, fold == held_out], between[:, fold == held_out]]).flatten(0, 1)
+            own = statistics[:, fold == held_out].flatten(0, 1)
             apart = own[:, None] - means
             distances.append((apart @ precision * apart).sum(dim=-1))
         least, nearest = torch.cat(distances).min(dim=1)

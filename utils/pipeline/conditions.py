@@ -8,13 +8,13 @@ import torch
 from torch import Tensor
 
 from models.condition import CLEAN, Condition
-from models.wedge_net import WedgeNet
+from models.wedge_net import Embedding, WedgeNet
 from utils.data.corruptions import corrupt
 from utils.data.dataset import Batch, Sample, evenly
-from utils.pipeline.inference import Alteration, extract_features, with_progress
+from utils.pipeline.inference import Alteration, with_progress
 from utils.settings import Settings
 
-LENS_IMAGES = 64  # training images that are looked at in every condition
+LENS_IMAGES = 32  # training images that are looked at in every condition
 
 
 def training_alteration(condition: Condition, samples: Sequence[Sample], seed: int) -> Alteration | None:
@@ -46,8 +46,8 @@ def lens_images(count: int) -> Tensor:
     return torch.tensor(evenly(range(count), LENS_IMAGES))
 
 
-def learn_conditions(net: WedgeNet, samples: Sequence[Sample], settings: Settings, category: str) -> WedgeNet:
-    """The network with a stream that knows the training images' light and conditions."""
+def learn_light(net: WedgeNet, samples: Sequence[Sample], settings: Settings, category: str) -> WedgeNet:
+    """The network with a stream that knows the light of the training images."""
     stream = copy.deepcopy(net.stream).cpu()
     with torch.inference_mode():
         light = [
@@ -55,31 +55,26 @@ def learn_conditions(net: WedgeNet, samples: Sequence[Sample], settings: Setting
             for batch in with_progress(samples, settings, f"{category}: light")
         ]
         stream.fit_light(torch.cat(light))
-        some = [samples[number] for number in lens_images(len(samples))]
-        exact = [condition._replace(low=condition.level, high=condition.level) for condition in stream.conditions]
-        alterations = [
-            training_alteration(condition, some, settings.seed) for condition in (*exact, *stream.conditions)
-        ]
-        statistics = [
-            torch.stack([stream.measure(net.fill(alter(batch) if alter else batch.images))[1] for alter in alterations])
-            for batch in with_progress(some, settings, f"{category}: conditions")
-        ]
-        stream.fit_conditions(*torch.cat(statistics, dim=1).chunk(2))
     return net.with_stream(stream)
 
 
-def altered_features(
+def learn_conditions(
     net: WedgeNet, samples: Sequence[Sample], settings: Settings, category: str
-) -> tuple[Tensor, list[list[Tensor]]]:
-    """The numbers (n,) of some of the training images, and their features in each condition but the clean one.
+) -> tuple[WedgeNet, list[list[Tensor]]]:
+    """The network with a stream that tells the conditions apart; and features of the ``lens_images`` in each of them.
 
-    For each condition and scale (n, h*w, D), before the metric.
+    Features before the metric: for each condition but the clean one, and each scale, (n, h*w, D).
     """
-    numbers = lens_images(len(samples))
-    some = [samples[number] for number in numbers]
-    return numbers, [
-        extract_features(
-            net, some, settings, f"{category}, {condition.name}", training_alteration(condition, some, settings.seed)
-        )
-        for condition in net.conditions[1:]
+    some = [samples[number] for number in lens_images(len(samples))]
+    alterations = [training_alteration(condition, some, settings.seed) for condition in net.conditions]
+    found: list[list[Embedding]] = [[] for _ in alterations]
+    for batch in with_progress(some, settings, f"{category}: conditions"):
+        for alter, own in zip(alterations, found, strict=True):
+            own.append(net.look(batch.images if alter is None else alter(batch), condition=0))
+    statistics = torch.stack([torch.cat([each.reading.statistics for each in own]) for own in found])
+    stream = copy.deepcopy(net.stream).cpu()
+    stream.fit_conditions(statistics)
+    features = [
+        [torch.cat(scale).cpu() for scale in zip(*(each.features for each in own), strict=True)] for own in found[1:]
     ]
+    return net.with_stream(stream), features

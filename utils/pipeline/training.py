@@ -31,7 +31,7 @@ from utils.pipeline.checkpoint import (
     region_misfit,
     save_checkpoint,
 )
-from utils.pipeline.conditions import altered_features, learn_conditions, lens_images
+from utils.pipeline.conditions import learn_conditions, learn_light, lens_images
 from utils.pipeline.inference import extract_features
 from utils.pipeline.patchcore import build_patchcore, patchcore_embedding, patchcore_path
 from utils.settings import Settings
@@ -89,16 +89,22 @@ def train_category(settings: Settings, category: str, method: Method, overwrite:
     settings = with_bit_depth(samples, settings)
     if settings.bit_depth != 8:
         print(f"[{category}] {settings.bit_depth} bits a pixel")
-    net = with_region(method.net, samples, settings, category)
+    net, altered = with_region(method.net, samples, settings, category), []
     if isinstance(net, WedgeNet) and net.stream is not None:
-        net = learn_conditions(net, samples, settings, category)
+        net = learn_light(net, samples, settings, category)
+        if len(net.conditions) > 1:
+            net, altered = learn_conditions(net, samples, settings, category)
     scales = extract_features(net, samples, settings, f"{category}: features")
-    altered: list[list[Tensor]] = []
     if method.shrinkage is not None:
-        net, scales, altered = fit_maps(net, scales, samples, settings, category, method.shrinkage)
-    chosen = [choose_patches(scale.flatten(0, 1), ratios, settings, category) for scale in scales]
-    for ratio in ratios:
-        memories = [remember(*each, ratio, method.bank_dtype, category) for each in zip(scales, chosen, strict=True)]
+        net, scales, altered = fit_maps(net, scales, altered, method.shrinkage)
+    # Two scales keep twice the share each: then they hold as many numbers as one memory of both layers would.
+    sizes = [[bank_size(scale[..., 0].numel(), ratio * len(scales), category) for ratio in ratios] for scale in scales]
+    chosen = [choose_patches(*each, settings) for each in zip(scales, sizes, strict=True)]
+    for place, ratio in enumerate(ratios):
+        memories = [
+            remember(scale, order, own[place], method.bank_dtype)
+            for scale, order, own in zip(scales, chosen, sizes, strict=True)
+        ]
         units, offsets, scores = calibrate(net, settings, memories, scales, altered)
         path = method.path(category, ratio)
         checkpoint = Checkpoint(
@@ -135,31 +141,25 @@ def with_region(net: Net, samples: Sequence[Sample], settings: Settings, categor
 
 
 def fit_maps(
-    net: WedgeNet,
-    scales: Sequence[Tensor],
-    samples: Sequence[Sample],
-    settings: Settings,
-    category: str,
-    shrinkage: float,
+    net: WedgeNet, scales: Sequence[Tensor], altered: Sequence[Sequence[Tensor]], shrinkage: float
 ) -> tuple[WedgeNet, list[Tensor], list[list[Tensor]]]:
-    """The network with metric and lenses, and in it the training features of each scale, (N, h*w, K).
+    """The network with metric and lenses, and in them the features of the training images, as they are and altered.
 
-    Also, for each other condition and scale, the features (n, h*w, K) of some of the training images in that condition.
+    Of each scale (N, h*w, D) -> (N, h*w, K), and for each condition and scale the same of the ``lens_images``.
     """
-    numbers, conditions = altered_features(net, samples, settings, category)
-    maps, altered = [], [[] for _ in conditions]
-    mapped = []
+    numbers = lens_images(len(scales[0]))
+    maps, mapped, lensed = [], [], [[] for _ in altered]
     for place, scale in enumerate(scales):
         metric = fit_whitening(scale.flatten(0, 1), shrinkage).rounded()
         scale = metric.apply_in_place(scale)
         clean, own = scale[numbers].flatten(0, 1), [metric]
-        for condition, features in enumerate(conditions):
+        for features, seen in zip(altered, lensed, strict=True):
             lens = metric.then(fit_lens(metric(features[place]).flatten(0, 1), clean)).rounded()
             own.append(lens)
-            altered[condition].append(lens(features[place]))
+            seen.append(lens(features[place]))
         maps.append(own)
         mapped.append(scale)
-    return net.with_maps(maps), mapped, altered
+    return net.with_maps(maps), mapped, lensed
 
 
 class Memory(NamedTuple):
@@ -169,14 +169,13 @@ class Memory(NamedTuple):
     owners: Tensor
 
 
-def remember(features: Tensor, chosen: Tensor, ratio: float, dtype: torch.dtype, category: str) -> Memory:
-    """The memory that holds a ratio of the patches (N, h*w, D), of which ``chosen`` names those worth keeping first."""
+def remember(features: Tensor, chosen: Tensor, size: int, dtype: torch.dtype) -> Memory:
+    """The memory of ``size`` of the patches (N, h*w, D), of which ``chosen`` names those worth keeping first."""
     patches = features.flatten(0, 1)
     # A whole bank is the features themselves: a copy would double the memory.
-    rows = (
-        torch.arange(len(patches)) if ratio == 1 else chosen[: bank_size(len(patches), ratio, category)].sort().values
-    )
-    return Memory((patches if ratio == 1 else patches[rows]).to(dtype), rows // features.shape[1])
+    whole = size == len(patches)
+    rows = torch.arange(size) if whole else chosen[:size].sort().values
+    return Memory((patches if whole else patches[rows]).to(dtype), rows // features.shape[1])
 
 
 def calibrate(
@@ -254,23 +253,23 @@ def is_missing(settings: Settings, category: str, ratio: float, method: Method, 
     return False
 
 
-def choose_patches(patches: Tensor, ratios: Sequence[float], settings: Settings, category: str) -> Tensor:
-    """Indices of the patches to keep for the largest ratio below 1; a smaller ratio keeps the first of them.
+def choose_patches(features: Tensor, sizes: Sequence[int], settings: Settings) -> Tensor:
+    """Indices of the patches (N, h*w, D) to keep for the largest of ``sizes`` that is not all of them.
 
     Both methods choose one after the other, so a smaller bank is the beginning of a larger one.
     """
-    partial = [ratio for ratio in ratios if ratio < 1]
-    if not partial:
+    patches = features.flatten(0, 1)
+    size = max((size for size in sizes if size < len(patches)), default=0)
+    if not size:
         return torch.arange(0)
-    size = bank_size(len(patches), max(partial), category)
     if settings.sampling_method == "random":
         return random_subset(len(patches), size, settings.seed)
     return greedy_coreset(patches, size, settings.seed, progress=True)
 
 
 def bank_size(patches: int, ratio: float, category: str) -> int:
-    """How many patches a ratio keeps: rounded down, at least one."""
+    """How many patches a ratio keeps: rounded down, at least one, at most all."""
     size = int(patches * ratio)
     if size == 0:
         print(f"[{category}] ratio {ratio} of {patches} patches is less than one: keeping 1", file=sys.stderr)
-    return max(1, size)
+    return min(max(1, size), patches)
