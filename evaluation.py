@@ -59,7 +59,7 @@ def evaluate_category(settings: Settings, category: str, net: WedgeNet) -> list[
     for ratio, (detector, checkpoint), scored in zip(
         settings.sampling_ratio, loaded, score_samples(detectors, samples, settings, category), strict=True
     ):
-        inside = None if detector.inside is None else detector.inside.numpy()
+        inside = detector.inside
         metrics = evaluate(scored.labels, scored.scores, scored.masks, scored.maps, inside)
         print(describe(category, ratio, metrics, "" if inside is None else " in the region of interest"))
         calibration = checkpoint.calibration_scores.numpy()

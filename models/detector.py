@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -70,9 +71,9 @@ class Detector:
         return combine(distances, self.scales, self.offsets, self.anomaly_maps, conditions)
 
     @property
-    def inside(self) -> Tensor | None:
-        """(H, W) bool on the CPU, where images are looked at; None for everywhere."""
-        return None if self.net.region is None else self.net.region.inside.cpu() != 0
+    def inside(self) -> np.ndarray | None:
+        """(H, W) bool, where images are looked at; None for everywhere."""
+        return None if self.net.region is None else self.net.region.inside.cpu().numpy() > 0
 
     @property
     def bank_vectors(self) -> int:

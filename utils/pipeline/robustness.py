@@ -152,7 +152,7 @@ def show_robustness(settings: Settings, corruption: Corruption, png: str) -> int
                     _baseline_name(settings, category): reference,
                     f"WEDGE-Net ({ratio * 100:g} %)": _maps(settings, detector, images),
                 },
-                None if detector.inside is None else detector.inside.numpy(),
+                detector.inside,
             )
             print(f"[{category}] written: {path}")
 
