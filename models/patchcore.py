@@ -1,6 +1,7 @@
 """PatchCore's embedding, the baseline: plain features of a frozen network, each averaged over its neighbourhood."""
 
 import copy
+import math
 
 import torch
 import torch.nn.functional as F
@@ -33,7 +34,7 @@ class PatchCore:
     def __init__(self, backbone: Backbone, *, device: torch.device | str = "cpu", engine: str = "auto"):
         self.device = torch.device(device)
         self.fingerprint = backbone.fingerprint
-        self.dims = (sum(backbone.channels),)
+        self.dims = self.raw_dims = (sum(backbone.channels),)
         self.mean, self.region = backbone.mean.detach().flatten().cpu(), None
         self.backbone = make_engine(backbone, self.device, engine)
 
@@ -54,6 +55,10 @@ class PatchCore:
     def grids(self, image_size: tuple[int, int]) -> list[tuple[int, int]]:
         """Rows and columns of patches, of its one scale, that images of this height and width are seen in."""
         return [grid_size(image_size)]
+
+    def patches(self, image_size: tuple[int, int], scale: int) -> int:
+        """Patches of an image that are looked at, at its only scale."""
+        return math.prod(self.grids(image_size)[scale]) if self.region is None else len(self.region.patches(8))
 
     def embed(self, images: Tensor) -> tuple[Tensor, ...]:
         """(B, 3, H, W) images in [0, 1] -> their patch features (B, P, D), of one scale; P = H / 8 * W / 8, or fewer.

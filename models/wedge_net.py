@@ -1,6 +1,7 @@
 """WEDGE-Net's embedding: what each patch of an image looks like, as one vector at each scale."""
 
 import copy
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -118,6 +119,12 @@ class WedgeNet(nn.Module):
     def grids(self, image_size: tuple[int, int]) -> list[tuple[int, int]]:
         """Rows and columns of patches, for each scale, that images of this height and width are seen in."""
         return [grid_size(image_size, stride) for stride in self.strides]
+
+    def patches(self, image_size: tuple[int, int], scale: int) -> int:
+        """Patches of an image that are looked at, at a scale."""
+        if self.region is not None:
+            return len(self.region.patches(self.strides[scale]))
+        return math.prod(self.grids(image_size)[scale])
 
     def with_stream(self, stream: ConditionStream) -> "WedgeNet":
         """This network with a stream that knows a category's conditions; the backbone is shared, not copied."""

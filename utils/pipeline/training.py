@@ -5,6 +5,7 @@ are kept -> how far good parts lie from them -> file.
 """
 
 import sys
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,7 +20,7 @@ from models.detector import Net, combine, make_maps
 from models.errors import InputError
 from models.wedge_net import RECIPE, Recipe, WedgeNet
 from models.whitening import fit_lens, fit_whitening
-from utils.data.dataset import Sample, files_digest, train_samples, with_bit_depth
+from utils.data.dataset import Sample, at_once, batches, files_digest, train_samples, with_bit_depth
 from utils.data.region import read_region, region_path
 from utils.pipeline.checkpoint import (
     INSIDE,
@@ -31,10 +32,12 @@ from utils.pipeline.checkpoint import (
     region_misfit,
     save_checkpoint,
 )
-from utils.pipeline.conditions import learn_conditions, learn_light, lens_images
-from utils.pipeline.inference import extract_features
+from utils.pipeline.conditions import learn_conditions, learn_light, lens_images, most_lens_images
+from utils.pipeline.inference import LARGE, extract_features, numbers_of, stored_as
 from utils.pipeline.patchcore import build_patchcore, patchcore_embedding, patchcore_path
 from utils.settings import Settings
+
+CORESET_BYTES = 272  # for each patch, while some are chosen, see ``greedy_coreset``
 
 
 @dataclass(frozen=True)
@@ -90,6 +93,7 @@ def train_category(settings: Settings, category: str, method: Method, overwrite:
     if settings.bit_depth != 8:
         print(f"[{category}] {settings.bit_depth} bits a pixel")
     net, altered = with_region(method.net, samples, settings, category), []
+    foretell(net, samples, settings, category)
     if isinstance(net, WedgeNet) and net.stream is not None:
         net = learn_light(net, samples, settings, category)
         if len(net.conditions) > 1:
@@ -140,6 +144,28 @@ def with_region(net: Net, samples: Sequence[Sample], settings: Settings, categor
     return net.with_region(torch.from_numpy(inside))
 
 
+def foretell(net: Net, samples: Sequence[Sample], settings: Settings, category: str) -> None:
+    """Before a training that takes gigabytes: tell how many, and from the first images how long features will take."""
+    others = min(len(samples), most_lens_images(net, settings)) * (len(net.conditions) - 1)
+    numbers = numbers_of(net, settings)
+    if (len(samples) + others) * numbers <= LARGE:
+        return
+    patches = [net.patches(settings.image_size, scale) for scale in range(len(net.raw_dims))]
+    held = sum(count * numbers * stored_as(count * numbers).itemsize for count in (len(samples), others))
+    held += CORESET_BYTES * len(samples) * max(patches)
+    first = samples[: at_once(settings)]
+    start = time.perf_counter()
+    for batch in batches(first, settings):
+        net.look(batch.images)
+    minutes = (time.perf_counter() - start) / len(first) * (len(samples) + others) / 60
+    print(
+        f"[{category}] {len(samples)} images of {settings.image_size.height} x {settings.image_size.width}, "
+        f"{' + '.join(map(str, patches))} patches each: about {held / 1e9 + 1:.0f} GB of memory, and {minutes:.0f} "
+        "minutes until patches are chosen",
+        flush=True,
+    )
+
+
 def fit_maps(
     net: WedgeNet, scales: Sequence[Tensor], altered: Sequence[Sequence[Tensor]], shrinkage: float
 ) -> tuple[WedgeNet, list[Tensor], list[list[Tensor]]]:
@@ -147,7 +173,7 @@ def fit_maps(
 
     Of each scale (N, h*w, D) -> (N, h*w, K), and for each condition and scale the same of the ``lens_images``.
     """
-    numbers = lens_images(len(scales[0]))
+    numbers = lens_images(len(scales[0]), len(altered[0][0])) if altered else []
     maps, mapped, lensed = [], [], [[] for _ in altered]
     for place, scale in enumerate(scales):
         metric = fit_whitening(scale.flatten(0, 1), shrinkage).rounded()
@@ -156,7 +182,7 @@ def fit_maps(
         for features, seen in zip(altered, lensed, strict=True):
             lens = metric.then(fit_lens(metric(features[place]).flatten(0, 1), clean)).rounded()
             own.append(lens)
-            seen.append(lens(features[place]))
+            seen.append(lens.apply_in_place(features[place]))
         maps.append(own)
         mapped.append(scale)
     return net.with_maps(maps), mapped, lensed
@@ -202,7 +228,8 @@ def calibrate(
     def distances(parts: Sequence[Tensor], numbers: Tensor) -> list[Tensor]:
         """Held-out distances of each scale, of the images that can be judged at all of them."""
         found = [
-            held_out_distances(part, numbers, count, *memory) for part, memory in zip(parts, memories, strict=True)
+            held_out_distances(part.float(), numbers, count, *memory)
+            for part, memory in zip(parts, memories, strict=True)
         ]
         known = torch.stack([own.isfinite().all(dim=1) for own in found]).all(dim=0)
         return [own[known] for own in found]
@@ -218,10 +245,10 @@ def calibrate(
     if len(scales) > 1:  # of a single scale, distances are the scores' unit
         for scale, (own, features) in enumerate(zip(held_out, scales, strict=True)):
             # A single image has no others to be compared with; its patches' own spread is the best guess.
-            known = own if len(own) else features.square().sum(dim=2).sqrt()
+            known = own if len(own) else features.float().square().sum(dim=2).sqrt()
             units[:, scale] = 1 / known.square().mean().sqrt().clamp_min(1e-6)
     calibration = scores(held_out)
-    numbers = lens_images(count)
+    numbers = lens_images(count, len(altered[0][0])) if altered else []
     clean = scores(distances([scale[numbers] for scale in scales], numbers)) if altered else None
     for condition, parts in enumerate(altered, start=1):
         own = scores(distances(parts, numbers))
