@@ -2,7 +2,7 @@
 
 One wavelet transform of three levels tells both. Its approximation band is the picture without its detail: median and
 range of each channel tell the light, and an image's are brought back to where those of the training images lie. Its
-detail bands' medians rise with noise and fall with blur, at the finest level first. Both together tell the condition,
+detail bands' quantiles rise with noise and fall with blur, at the finest level first. Both together tell the condition,
 for each of which there is a memory bank. A defect, which covers a small part of the image, hardly moves a median.
 """
 
@@ -23,7 +23,8 @@ Array = Tensor | np.ndarray
 
 KINDS = ("noise", "blur", "colour")
 LEVELS = 3  # of the wavelet transform
-STATISTICS = 5 + 3 * LEVELS  # of an image: light and detail
+SHARES = (0.5, 0.9)  # of a detail band: its quantiles; the upper one tells the part where more than half is blank
+STATISTICS = 5 + 3 * len(SHARES) * LEVELS  # of an image: light and detail
 _FLOOR = 0.5 / 255  # half a grey level: what a coefficient below it says is the rounding to 8 bits
 _GAIN = 4.0  # most that contrast is raised or lowered: a blank picture has none to raise
 _DOUBT = 6.0  # squared Mahalanobis distance by which another condition must be nearer than clean
@@ -177,8 +178,8 @@ class ConditionStream(nn.Module):
         Of the light: logs of the shares of white and of black among every fourth pixel's values, which no alignment
         brings back; and, once it is aligned, log of how far the grey image's 90 % quantile is above its median and the
         10 % quantile below it, one by the other, and median and 90 % quantile of the colourfulness, the largest channel
-        less the smallest. Of the detail: log of the median absolute coefficient of the grey image, for bands cH, cV and
-        cD, from the finest level to the coarsest. Of the finest level every fourth coefficient is enough.
+        less the smallest. Of the detail: log of two quantiles of the absolute coefficients of the grey image, for bands
+        cH, cV and cD, from the finest level to the coarsest. Of the finest level every fourth coefficient is enough.
         """
         images = images.contiguous()  # pixels as a file has them are the slower layout, here and for the backbone
         statistics, gain, offset = _one_by_one(self._measure, images)
@@ -200,10 +201,11 @@ class ConditionStream(nn.Module):
         skewness = xp.log(top - middle + _FLOOR) - xp.log(middle - bottom + _FLOOR)
         light = [xp.log(clipped + 1e-3), skewness[:, None], quantiles[:, 1, 1:]]
         grey = xp.einsum("bc,bchw->bhw", gain / 3, images)[:, None]
-        detail = []
-        for number, level in enumerate(self.details):
-            bands = self._seen(_detail_bands(level(grey)), f"detail{number}")
-            detail.append(xp.log(_ranked(bands, 0.5)[..., 0] + _FLOOR))
+        bands = [
+            _ranked(self._seen(_detail_bands(level(grey)), f"detail{number}"), *SHARES)
+            for number, level in enumerate(self.details)
+        ]
+        detail = [xp.log(band.reshape(len(band), -1) + _FLOOR) for band in bands]
         return xp.concatenate([*light, *detail], axis=1), gain, offset
 
     def _alignment(self, light: Array) -> tuple[Array, Array]:
@@ -350,9 +352,7 @@ def _ranked(planes: Array, *shares: float) -> Array:
     values = planes.reshape(*planes.shape[:2], -1)
     ranks = [int((values.shape[2] - 1) * share) for share in shares]
     if isinstance(values, np.ndarray):  # ten times as fast as torch's sort, median or kthvalue
-        return (np.sort(values) if len(ranks) > 1 else np.partition(values, ranks[0]))[..., ranks]
-    if len(ranks) == 1:  # onnxruntime has this sooner than all in order
-        return values.topk(values.shape[2] - ranks[0], dim=2, sorted=False).values.amin(dim=2, keepdim=True)
+        return np.partition(values, ranks)[..., ranks]
     return values.sort(dim=2).values[..., ranks]
 
 

@@ -110,7 +110,7 @@ def conditions(settings: Settings, categories: Sequence[str]) -> list[str]:
         caption += f"; {strange} unlike anything in training." if strange else "."
         found += drawn(path.with_suffix(".png"), caption, wide=True)
     about = (
-        "The frequency stream measures each picture: five figures of its light and the medians of nine wavelet bands "
+        "The frequency stream measures each picture: five figures of its light and two quantiles of nine wavelet bands "
         "tell its condition, and it is searched in the memory bank of that condition alone. A dot is a test image, in "
         "the plane in which the conditions lie farthest apart; a circle holds about 95 % of the training images that "
         "were put in that condition."
