@@ -170,7 +170,9 @@ class ConditionStream(nn.Module):
         places = getattr(self, f"seen_{what}")
         if places is None:
             return planes
-        return planes.reshape(*planes.shape[:2], -1, 1)[:, :, _like(planes, places)]
+        rows = planes.reshape(*planes.shape[:2], -1)
+        chosen = rows[:, :, places.numpy()] if isinstance(rows, np.ndarray) else rows.index_select(2, places)
+        return chosen[..., None]
 
     def measure(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """(B, 3, H, W) images -> the images, their light aligned, and their statistics (B, STATISTICS).
@@ -205,7 +207,7 @@ class ConditionStream(nn.Module):
             _ranked(self._seen(_detail_bands(level(grey)), f"detail{number}"), *SHARES)
             for number, level in enumerate(self.details)
         ]
-        detail = [xp.log(band.reshape(len(band), -1) + _FLOOR) for band in bands]
+        detail = [xp.log(band.reshape(band.shape[0], -1) + _FLOOR) for band in bands]  # len() would fix the batch
         return xp.concatenate([*light, *detail], axis=1), gain, offset
 
     def _alignment(self, light: Array) -> tuple[Array, Array]:
