@@ -209,7 +209,7 @@ def test_patches_outside_are_neither_remembered_nor_embedded(masked):
     shapes = [tuple(scale.shape[:2]) for scale in detector.net.embed(pictures(settings))]
     assert shapes == [(12, rows * WIDTH // 8), (12, rows // 2 * WIDTH // 16)]
     kept = [len(bank) for bank in load_checkpoint(masked.checkpoint).memory_banks]
-    assert kept == [int(16 * count * 0.1) for _, count in shapes]
+    assert kept == [int(16 * count * 0.2) for _, count in shapes]  # two scales, each with twice the ratio
 
 
 def test_a_changing_label_costs_neither_alarms_nor_detections(masked, tmp_path):
@@ -230,7 +230,6 @@ def test_a_changing_label_costs_neither_alarms_nor_detections(masked, tmp_path):
     (everything,) = read_csv(tmp_path / "everything/final_evaluation_results.csv")
     margin = {name: row["f1_threshold"] / row["threshold"] for name, row in (found | {"all": everything}).items()}
     assert margin["all"] < margin["label"] / 2  # of the faintest defect that is told from good parts
-    assert everything["unfamiliar_rate"] > found["label"]["unfamiliar_rate"] == 0
     assert found["label"]["image_auroc"] > 0.95
 
 
