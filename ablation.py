@@ -26,14 +26,9 @@ from utils.data.dataset import find_categories
 from utils.pictures.figures import draw_ablation
 from utils.pictures.tables import category_means, format_table, mean, write_csv
 from utils.pipeline.checkpoint import build_net
-from utils.pipeline.experiments import CLEAN, Variant, few_images, measure_detector, train_variant
-from utils.pipeline.robustness import BLUR, COLOUR, DARK, NOISE
+from utils.pipeline.experiments import CLEAN, CORRUPTIONS, Variant, few_images, measure_detector, train_variant
 from utils.settings import Settings, SettingsParser, positive, ratio_name
 
-CORRUPTIONS = tuple(  # up to levels that a factory may well see
-    dataclasses.replace(corruption, levels=levels)
-    for corruption, levels in ((NOISE, (10, 20, 40)), (BLUR, (1, 2)), (COLOUR, (0.5, 1)), (DARK, (0.2, 0.4)))
-)
 FIGURES = ("image_auroc", "image_auroc_spread", "pixel_auroc", "aupro", "bank_mb")
 WORSE = tuple(f"{each.kind}_{name}" for each in CORRUPTIONS for name in ("auroc", "false_alarms"))
 Row = dict[str, Any]

@@ -112,7 +112,7 @@ def benchmark(settings: Settings, category: str, net: WedgeNet, calls: int) -> l
             **latency("end_to_end_", seconds[model, "end_to_end"]),
             **latency("backbone_", seconds[model.name]),
             "calls": calls,
-            "backbone": settings.patchcore_backbone if model.name == PATCHCORE else settings.backbone,
+            "backbone": detector.net.backbone_name,
             "engine": detector.net.backbone.name,
             "dtype": "float32",  # of the arithmetic
             "bank_dtype": str(detector.banks[0].vectors.dtype).removeprefix("torch."),

@@ -41,10 +41,10 @@ SAMPLING_METHOD = "coreset"  # "coreset" (greedy k-centre) or "random"
 FALSE_ALARM_RATE = 0.01  # share of good parts that may be called defective; sets the threshold, from good parts alone
 
 # Folders of the comparisons
-SemanticON_DIR = "WEDGE-Net"  # banks trained with USE_SEMANTIC = True
-SemanticOFF_DIR = "WEDGE-Net_Sem_OFF"  # banks trained with USE_SEMANTIC = False
+SemanticOFF_DIR = "WEDGE-Net"  # banks trained with USE_SEMANTIC = False
+SemanticON_DIR = "WEDGE-Net_Sem_ON"  # banks trained with USE_SEMANTIC = True
 PatchCore_DIR = "patch_core_pt"  # the baseline's banks
 
 # The PatchCore baseline
-PATCHCORE_BACKBONE = "wide_resnet50_2"  # any of BACKBONE's
+PATCHCORE_BACKBONE = "wide_resnet50_2"  # any of BACKBONE's; a bank of train_patchcore.py knows its own
 PATCHCORE_WEIGHTS = None  # as BACKBONE_WEIGHTS

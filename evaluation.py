@@ -4,8 +4,8 @@
     python evaluation.py --category all --sampling-ratio all
 
 Prints image-level AUROC with the pixel figures beside it; writes SAVE_DIR/final_evaluation_results.csv and .png, and
-with FREQUENCY_STREAM = 'condition' SAVE_DIR/conditions_tile.csv and .png: the condition that each test image was judged
-in. Settings are in config.py.
+with FORM = 'wedge' SAVE_DIR/conditions_tile.csv and .png: the condition that each test image was judged in. Settings
+are in config.py.
 """
 
 import sys

@@ -4,10 +4,9 @@
     python export_onnx.py --int8
 
 Writes SAVE_DIR/10pct/model_data_tile_10pct.onnx beside the checkpoint (ONNX opset 18): input ``image`` (N, H, W, 3)
-uint8 RGB, outputs ``score`` (N,) and ``anomaly_map`` (N, H, W), and with FREQUENCY_STREAM = 'condition' also
-``condition`` (N,) and ``unfamiliar`` (N,); threshold, calibration scores and settings are in the
-model's metadata. Before a file is kept it is compared with PyTorch on the test images. --int8 quarters the backbone,
-and a BANK_DTYPE other than the checkpoint's converts the memory bank; the files' names then end in _int8 and _float16.
+uint8 RGB, outputs ``score`` (N,) and ``anomaly_map`` (N, H, W), and with FORM = 'wedge' also ``condition`` (N,) and
+``unfamiliar`` (N,); threshold, calibration scores and settings are in the model's metadata. Before a file is kept it is
+compared with PyTorch on the test images. --int8 quarters the backbone, and the file's name ends in _int8.
 SAVE_DIR/predict.pyz is predict.py in one file, for a device that has no more than requirements-edge.txt. Settings are
 in config.py.
 """
@@ -152,7 +151,10 @@ def compare(
     found, wanted = np.array(scores, dtype=np.float64).T
     labels = np.array([sample.label for sample in samples])
     flips = ((found > model.info.threshold) != (wanted > model.info.threshold)).sum()
-    difference = float((np.abs(found - wanted) / wanted).max())
+    # Rounding acts on squared distances, whose root magnifies it near zero: where a patch is in the memory itself. So
+    # squares are compared, on the scale of a good part's at least; of all other scores that is the relative difference.
+    usual = np.median(model.info.calibration_scores)
+    difference = float((np.abs(found**2 - wanted**2) / (2 * np.maximum(wanted**2, usual**2))).max())
     return Comparison(len(samples), difference, map_difference, auroc(labels, found), auroc(labels, wanted), int(flips))
 
 

@@ -5,10 +5,10 @@
     python -m benchmarks.real ... --corruptions
 
 One backbone for all of them, banks of SAMPLING_RATIO (the first, if there are several), coresets from several seeds, no
-more than so many training images. With --corruptions also noise, blur, colour and darkness at the levels of the figures
-of robustness. Rates are at the threshold that training set for 5 % false alarms. Megabytes are all that a category has
-beside the backbone: banks, metric and lenses. FPS is of one image at a time, from a tensor to score and map, methods in
-turn.
+more than so many training images. With --corruptions also noise to 40 grey levels, blur to 2 pixels, colour to factor 1
+and up to 0.4 of the light taken away. Rates are at the threshold that training set for 5 % false alarms. Megabytes are
+all that a category has beside the backbone: banks, metric and lenses. FPS is of one image at a time, from a tensor to
+score and map, methods in turn.
 
 A run that was cut off goes on where it stopped: rows that are in the CSV with the same settings are not measured again.
 Writes ``benchmarks/results/real.csv``, a row a run and level, ``real_summary.csv`` and ``real.png``.
@@ -30,8 +30,7 @@ from utils.console import command, for_each
 from utils.data.dataset import batches, evenly, find_categories, test_samples
 from utils.pictures.figures import draw_real
 from utils.pictures.tables import format_table, mean, read_results, write_csv
-from utils.pipeline.experiments import Variant, few_images, measure_detector, train_variant
-from utils.pipeline.robustness import BLUR, COLOUR, DARK, NOISE
+from utils.pipeline.experiments import CORRUPTIONS, Variant, few_images, measure_detector, train_variant
 from utils.pipeline.timing import describe_machine, describe_versions
 from utils.settings import Settings, SettingsParser, positive
 
@@ -91,8 +90,8 @@ def measure(
         "images": "all" if images is None else images,
         "seed": seed,
     }
-    corruptions = (NOISE, BLUR, COLOUR, DARK) if options.corruptions else ()
-    levels = 1 + sum(bool(level) for corruption in corruptions for level in corruption.levels)
+    corruptions = CORRUPTIONS if options.corruptions else ()
+    levels = 1 + sum(len(corruption.levels) for corruption in corruptions)
     missing = []
     for method in methods:
         own = keys | {"method": method.name}

@@ -3,7 +3,7 @@
 One wavelet transform of three levels tells both. Its approximation band is the picture without its detail: median and
 range of each channel tell the light, and an image's are brought back to where those of the training images lie. Its
 detail bands' quantiles rise with noise and fall with blur, at the finest level first. Both together tell the condition,
-for each of which there is a memory bank. A defect, which covers a small part of the image, hardly moves a median.
+for each of which there is a lens. A defect, which covers a small part of the image, hardly moves a quantile.
 """
 
 import re
@@ -115,8 +115,7 @@ class ConditionStream(nn.Module):
             least = next(size for size in range(shorter, 1 << 16) if pywt.dwt_max_level(size, wavelet) >= LEVELS)
             raise InputError(
                 f"IMAGE_SIZE is {shorter} on its shorter side; three levels of the wavelet {wavelet} need at least "
-                f"{least} pixels: "
-                "set WAVELET_TYPE = 'haar' or FREQUENCY_STREAM = 'off'"
+                f"{least} pixels: set WAVELET_TYPE = 'haar' or FORM = 'paper'"
             )
         self.conditions = parse_conditions(conditions)
         self.align_light = align_light

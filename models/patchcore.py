@@ -33,7 +33,7 @@ class PatchCore:
 
     def __init__(self, backbone: Backbone, *, device: torch.device | str = "cpu", engine: str = "auto"):
         self.device = torch.device(device)
-        self.fingerprint = backbone.fingerprint
+        self.backbone_name, self.fingerprint = backbone.name, backbone.fingerprint
         self.dims = self.raw_dims = (sum(backbone.channels),)
         self.mean, self.region = backbone.mean.detach().flatten().cpu(), None
         self.backbone = make_engine(backbone, self.device, engine)

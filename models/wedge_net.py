@@ -90,7 +90,7 @@ class WedgeNet(nn.Module):
     ):
         super().__init__()
         self.device = torch.device(device)
-        self.fingerprint = backbone.fingerprint
+        self.backbone_name, self.fingerprint = backbone.name, backbone.fingerprint
         self.form, self.use_semantic, self.recipe = form, use_semantic, recipe
         self.gate = frequency if isinstance(frequency, FrequencyGate) else None
         self.stream = frequency if isinstance(frequency, ConditionStream) else None
@@ -176,11 +176,10 @@ class WedgeNet(nn.Module):
             if "region.inside" in state:
                 twin = twin.with_region(state["region.inside"])
             twin.load_state_dict(state)
-            if any(
-                maps.matrices.shape[:2] != (len(self.conditions), dim)
-                for maps, dim in zip(twin.maps, self.raw_dims, strict=False)
-            ):
-                raise ValueError
+            for maps, dim in zip(twin.maps, self.raw_dims, strict=False):
+                kept = maps.matrices.shape[-1]
+                if maps.matrices.shape != (len(self.conditions), dim, kept) or maps.offsets.shape[-1] != kept:
+                    raise ValueError
         except (AttributeError, IndexError, KeyError, TypeError, ValueError, RuntimeError):
             raise InputError("what it was made with does not fit the network: train it again") from None
         self._latest[:] = [twin.requires_grad_(False).eval().to(self.device)]

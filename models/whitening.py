@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 SHRINKAGE = 0.1  # of whitening: near 0 all directions count alike, large values leave them as they are
 KEPT = 0.99  # share of the squared distances between good patches that the dimensions kept hold
+_ALIKE = 1e-8  # variance below which patches do not differ: what is left is rounding, and its inverse no float16
 _RIDGE = 1e-3  # of a lens: what is added to the variances, as a share of their mean
 _BLOCK = 1 << 21  # elements worked on at once: 8 MB
 
@@ -86,9 +87,9 @@ def fit_whitening(patches: Tensor, shrinkage: float = SHRINKAGE, kept: float = K
     values, vectors = torch.linalg.eigh(covariance)
     values, vectors = values.flip(0).clamp_min(0), vectors.flip(1)  # descending
     level = values.mean()
-    scales = (values + shrinkage * level).rsqrt() if level > 0 else torch.ones_like(values)
+    scales = (values + shrinkage * level).rsqrt() if level > _ALIKE else torch.ones_like(values)
     held = (values * scales.square()).cumsum(dim=0)
-    dim = int((held < kept * held[-1]).sum()) + 1 if level > 0 else len(values)
+    dim = int((held < kept * held[-1]).sum()) + 1 if level > _ALIKE else len(values)
     # An eigenvector's sign is arbitrary; fixing it makes the same data give the same map.
     signs = vectors.gather(0, vectors.abs().argmax(dim=0)[None]).sign()
     matrix = (vectors * signs * scales)[:, :dim]
@@ -108,18 +109,16 @@ def fit_lens(corrupted: Tensor, clean: Tensor) -> Affine:
         corrupted, clean: (n, D) float32 or float16, row by row the same places of the same images.
     """
     dim = corrupted.shape[1]
-    mean, covariance = _moments(corrupted, clean, dtype=torch.float64)
-    x_mean, y_mean = mean[:dim], mean[dim:]
-    own, shared, spread = covariance[:dim, :dim], covariance[:dim, dim:], covariance[dim:, dim:]
-    ridge = _RIDGE * own.diagonal().mean().clamp_min(1e-12)
-    eye = torch.eye(dim, dtype=own.dtype)
-    guess = torch.linalg.solve(own + ridge * eye, shared)
-    guessed = guess.T @ own @ guess
+    mean, covariance = _moments(corrupted, clean)
+    (seen, shared), (_, spread) = (rows.split(dim, dim=1) for rows in covariance.split(dim))
+    eye = torch.eye(dim, dtype=covariance.dtype)
+    guess = torch.linalg.solve(seen + _RIDGE * seen.diagonal().mean().clamp_min(1e-12) * eye, shared)
     # What the guesses do not vary in cannot be stretched: without a floor a constant picture would divide by nothing.
-    floor = _RIDGE * spread.diagonal().mean().clamp_min(1e-12)
-    half, inverse = _root(guessed + floor * eye), _root(guessed + floor * eye, -0.5)
-    matrix = guess @ (inverse @ _root(half @ (spread + floor * eye) @ half) @ inverse)
-    return Affine(matrix.float(), (y_mean - x_mean @ matrix).float())
+    floor = _RIDGE * spread.diagonal().mean().clamp_min(1e-12) * eye
+    guessed = guess.T @ seen @ guess + floor
+    half, inverse = _root(guessed), _root(guessed, -0.5)
+    matrix = guess @ (inverse @ _root(half @ (spread + floor) @ half) @ inverse)
+    return Affine(matrix.float(), (mean[dim:] - mean[:dim] @ matrix).float())
 
 
 def _root(matrix: Tensor, power: float = 0.5) -> Tensor:
@@ -128,19 +127,19 @@ def _root(matrix: Tensor, power: float = 0.5) -> Tensor:
     return (vectors * values.clamp_min(1e-18) ** power) @ vectors.T
 
 
-def _moments(*parts: Tensor, dtype: torch.dtype = torch.float32) -> tuple[Tensor, Tensor]:
+def _moments(*parts: Tensor) -> tuple[Tensor, Tensor]:
     """Mean (D,) and covariance (D, D) of patches: the rows of (N, D1), (N, D2), ... side by side, D in all.
 
-    Products are in ``dtype``, block by block, their sums in float64.
+    Products are in float32, block by block, their sums in float64.
     """
     count, width = len(parts[0]), sum(part.shape[1] for part in parts)
     total = torch.zeros(width, dtype=torch.float64)
     products = torch.zeros(width, width, dtype=torch.float64)
     # Around a point in their midst, the sums lose no digits to cancellation.
-    origin = torch.cat([part[:: -(-count // 4096)].to(dtype).mean(dim=0) for part in parts])
+    origin = torch.cat([part[:: -(-count // 4096)].float().mean(dim=0) for part in parts])
     step = max(1, _BLOCK // width)
     for start in range(0, count, step):
-        centred = torch.cat([part[start : start + step].to(dtype) for part in parts], dim=1) - origin
+        centred = torch.cat([part[start : start + step].float() for part in parts], dim=1) - origin
         total += centred.sum(dim=0, dtype=torch.float64)
         products += centred.T @ centred
     offset = total / count

@@ -21,16 +21,18 @@ OUTLINE = "#19e3ff"  # stands out from every colour of HEAT
 
 @dataclass(frozen=True)
 class Streams:
-    """One image (H, W, 3) in [0, 1] and what is seen of it; None is a grey panel.
+    """One image (H, W, 3) in [0, 1] and what is seen of it.
 
-    ``mask`` (H, W) bool, the ground truth; ``frequency`` and ``semantic`` (h, w), each from 0 to 1 over the image;
-    ``region`` (H, W) bool, what is looked at, if not all; ``condition`` that the image is judged in, if one of several.
+    ``mask`` (H, W) bool, the ground truth, None if there is none; ``frequency`` and ``semantic`` (h, w), each from 0 to
+    1 over the image; ``semantic_counts``, whether the score depends on it; ``region`` (H, W) bool, what is looked at, if
+    not all; ``condition`` that the image is judged in, if there are several.
     """
 
     image: np.ndarray
     mask: np.ndarray | None
-    frequency: np.ndarray | None
-    semantic: np.ndarray | None
+    frequency: np.ndarray
+    semantic: np.ndarray
+    semantic_counts: bool
     region: np.ndarray | None = None
     condition: str | None = None
 
@@ -72,8 +74,8 @@ def draw_result(
     axes = figure.subplots(rows, columns).ravel()
     _panel(axes[0], streams.image)
     _panel(axes[1], streams.mask, "no mask", height / width, cmap="gray", vmin=0, vmax=1)
-    _panel(axes[2], streams.frequency, "off", height / width, cmap="viridis", vmin=0, vmax=1)
-    _panel(axes[3], streams.semantic, "off", height / width, cmap="viridis", vmin=0, vmax=1)
+    _panel(axes[2], streams.frequency, cmap="viridis", vmin=0, vmax=1)
+    _panel(axes[3], streams.semantic, cmap="viridis", vmin=0, vmax=1)
     _panel(axes[4], anomaly, cmap=HEAT, norm=scale)
     _panel(axes[5], streams.image)
     # The hotter, the less transparent: the part stays visible where nothing is wrong.
@@ -85,8 +87,8 @@ def draw_result(
         for axis in axes[[0, 5]]:
             _region(axis, streams.region)
         axes[0].set_xlabel("dashed: what is looked at", fontsize=7)
-    for axis in axes[2:4]:
-        axis.set_xlabel("0 to 1 in each image", fontsize=7)
+    for axis, counts in zip(axes[2:4], (True, streams.semantic_counts), strict=True):
+        axis.set_xlabel("0 to 1 in each image" + ("" if counts else ", not in the score"), fontsize=7)
     axes[4].set_xlabel("one scale for the category", fontsize=7)
     titles = ("input", "ground truth", "frequency map", "semantic map", "anomaly score", "overlay")
     for axis, title in zip(axes, titles, strict=True):

@@ -111,7 +111,8 @@ def conditions(settings: Settings, categories: Sequence[str]) -> list[str]:
         found += drawn(path.with_suffix(".png"), caption, wide=True)
     about = (
         "The frequency stream measures each picture: five figures of its light and two quantiles of nine wavelet bands "
-        "tell its condition, and it is searched in the memory bank of that condition alone. A dot is a test image, in "
+        "tell its condition. A lens for each condition brings its features to where those of clean pictures lie, so "
+        "that one memory serves all. A dot is a test image, in "
         "the plane in which the conditions lie farthest apart; a circle holds about 95 % of the training images that "
         "were put in that condition."
     )

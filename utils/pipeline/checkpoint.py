@@ -101,6 +101,10 @@ def as_checkpoint(contents: Any, path: Path) -> Checkpoint:
         raise InputError(f"{path} is damaged: its memory_banks are not matrices")
     if contents["calibration_scores"].ndim != 1 or offsets.ndim != 1 or scales.shape != (len(offsets), len(banks)):
         raise InputError(f"{path} is damaged: its calibration_scores, scales or offsets have a wrong shape")
+    if not (scales.isfinite().all() and offsets.isfinite().all()):  # a score of NaN is above no threshold
+        raise InputError(f"{path} is damaged: its scales or offsets are not finite")
+    if not all(isinstance(tensor, Tensor) for tensor in contents["state"].values()):
+        raise InputError(f"{path} is damaged: its state holds what is no tensor")
     contents["state"] = {name: tensor.float() for name, tensor in contents["state"].items()}
     return Checkpoint(**{name: contents[name] for name in names})
 

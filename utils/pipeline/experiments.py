@@ -15,11 +15,15 @@ from utils.metrics import FALSE_ALARMS, alarm_rates, evaluate, training_threshol
 from utils.pipeline.checkpoint import load_detector
 from utils.pipeline.inference import score_samples
 from utils.pipeline.patchcore import load_patchcore
-from utils.pipeline.robustness import Corruption
+from utils.pipeline.robustness import BLUR, COLOUR, DARK, NOISE, Corruption
 from utils.pipeline.training import patchcore_method, train_category, wedge_net_method
 from utils.settings import Settings
 
 CLEAN = "clean"
+CORRUPTIONS = tuple(  # up to the levels that CONDITIONS is there for, and darkness, which light alignment is
+    dataclasses.replace(corruption, levels=levels)
+    for corruption, levels in ((NOISE, (10, 25, 40)), (BLUR, (1, 2)), (COLOUR, (0.5, 1.0)), (DARK, (0.2, 0.4)))
+)
 Row = dict[str, Any]
 
 

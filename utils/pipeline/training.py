@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from models.calibration import calibration_images, held_out_distances
+from models.calibration import calibration_images, held_out_distances, through_held_out_lenses
 from models.coreset import greedy_coreset, random_subset
 from models.detector import Net, combine, make_maps
 from models.errors import InputError
@@ -171,18 +171,19 @@ def fit_maps(
 ) -> tuple[WedgeNet, list[Tensor], list[list[Tensor]]]:
     """The network with metric and lenses, and in them the features of the training images, as they are and altered.
 
-    Of each scale (N, h*w, D) -> (N, h*w, K), and for each condition and scale the same of the ``lens_images``.
+    Of each scale (N, h*w, D) -> (N, h*w, K), and for each condition and scale the same of the ``lens_images``, each
+    through a lens that has not seen it.
     """
     numbers = lens_images(len(scales[0]), len(altered[0][0])) if altered else []
     maps, mapped, lensed = [], [], [[] for _ in altered]
     for place, scale in enumerate(scales):
         metric = fit_whitening(scale.flatten(0, 1), shrinkage).rounded()
         scale = metric.apply_in_place(scale)
-        clean, own = scale[numbers].flatten(0, 1), [metric]
+        clean, own = scale[numbers], [metric]
         for features, seen in zip(altered, lensed, strict=True):
-            lens = metric.then(fit_lens(metric(features[place]).flatten(0, 1), clean)).rounded()
-            own.append(lens)
-            seen.append(lens.apply_in_place(features[place]))
+            corrupted, features[place] = metric(features[place]), None  # one at a time is more than enough
+            own.append(metric.then(fit_lens(corrupted.flatten(0, 1), clean.flatten(0, 1))).rounded())
+            seen.append(through_held_out_lenses(corrupted, clean).to(scale.dtype))
         maps.append(own)
         mapped.append(scale)
     return net.with_maps(maps), mapped, lensed
