@@ -97,7 +97,7 @@ def test_a_batch_holds_fewer_of_large_pictures(flags):
 
 
 def test_large_pictures_are_looked_at_in_every_condition_less_often(flags, monkeypatch):
-    settings = settings_of(flags, "--category", "tile")
+    settings = settings_of(flags, "--category", "tile", "--form", "wedge", "--conditions", "clean, noise20, blur1")
     net = build_net(settings)
     one = (len(net.conditions) - 1) * numbers_of(net, settings)
     for numbers, most in ((100 * one, 32), (20 * one, 20), (one, 8)):

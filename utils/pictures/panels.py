@@ -24,8 +24,8 @@ class Streams:
     """One image (H, W, 3) in [0, 1] and what is seen of it.
 
     ``mask`` (H, W) bool, the ground truth, None if there is none; ``frequency`` and ``semantic`` (h, w), each from 0 to
-    1 over the image; ``semantic_counts``, whether the score depends on it; ``region`` (H, W) bool, what is looked at, if
-    not all; ``condition`` that the image is judged in, if there are several.
+    1 over the image; ``semantic_counts``, whether the score depends on it; ``region`` (H, W) bool, what is looked at,
+    if not all; ``condition`` that the image is judged in, if there are several.
     """
 
     image: np.ndarray

@@ -167,12 +167,12 @@ def foretell(net: Net, samples: Sequence[Sample], settings: Settings, category: 
 
 
 def fit_maps(
-    net: WedgeNet, scales: Sequence[Tensor], altered: Sequence[Sequence[Tensor]], shrinkage: float
+    net: WedgeNet, scales: Sequence[Tensor], altered: Sequence[list[Tensor | None]], shrinkage: float
 ) -> tuple[WedgeNet, list[Tensor], list[list[Tensor]]]:
     """The network with metric and lenses, and in them the features of the training images, as they are and altered.
 
     Of each scale (N, h*w, D) -> (N, h*w, K), and for each condition and scale the same of the ``lens_images``, each
-    through a lens that has not seen it.
+    through a lens that has not seen it. What is given is used up.
     """
     numbers = lens_images(len(scales[0]), len(altered[0][0])) if altered else []
     maps, mapped, lensed = [], [], [[] for _ in altered]
@@ -181,9 +181,10 @@ def fit_maps(
         scale = metric.apply_in_place(scale)
         clean, own = scale[numbers], [metric]
         for features, seen in zip(altered, lensed, strict=True):
-            corrupted, features[place] = metric(features[place]), None  # one at a time is more than enough
+            corrupted, dtype = metric(features[place]), features[place].dtype
+            features[place] = None  # what is lensed takes its room
             own.append(metric.then(fit_lens(corrupted.flatten(0, 1), clean.flatten(0, 1))).rounded())
-            seen.append(through_held_out_lenses(corrupted, clean).to(scale.dtype))
+            seen.append(through_held_out_lenses(corrupted, clean).to(dtype))
         maps.append(own)
         mapped.append(scale)
     return net.with_maps(maps), mapped, lensed
