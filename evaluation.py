@@ -59,8 +59,9 @@ def evaluate_category(settings: Settings, category: str, net: WedgeNet) -> list[
     for ratio, (detector, checkpoint), scored in zip(
         settings.sampling_ratio, loaded, score_samples(detectors, samples, settings, category), strict=True
     ):
-        metrics = evaluate(scored.labels, scored.scores, scored.masks, scored.maps)
-        print(describe(category, ratio, metrics))
+        inside = detector.inside
+        metrics = evaluate(scored.labels, scored.scores, scored.masks, scored.maps, inside)
+        print(describe(category, ratio, metrics, "" if inside is None else " in the region of interest"))
         calibration = checkpoint.calibration_scores.numpy()
         limit = training_threshold(calibration, settings.false_alarm_rate)
         alarms, detections = alarm_rates(scored.labels, scored.scores, limit)
@@ -69,6 +70,7 @@ def evaluate_category(settings: Settings, category: str, net: WedgeNet) -> list[
             print(f"[{category}] threshold {limit:.4g} for {asked}: " + describe_alarms(alarms, detections))
         row = {"category": category, "ratio": ratio} | asdict(metrics)
         row |= {"threshold": limit, "false_alarm_rate": alarms, "detection_rate": detections}
+        row["region_share"] = None if inside is None else float(inside.mean())
         row["unfamiliar_rate"] = None if scored.unfamiliar is None else float(scored.unfamiliar.mean())
         good = int((scored.labels == 0).sum())
         row |= {"test_good": good, "test_defective": len(samples) - good, "training_images": checkpoint.training_images}
@@ -106,15 +108,15 @@ def show_conditions(settings: Settings, category: str, net: WedgeNet, scored: Sc
         print(f"[{category}] light, focus or noise unlike anything in training: {', '.join(strange[:3])}{more}")
 
 
-def describe(category: str, ratio: float, metrics: Metrics) -> str:
-    """The line that a user looks for."""
+def describe(category: str, ratio: float, metrics: Metrics, where: str = "") -> str:
+    """The line that a user looks for; ``where`` says which pixels count."""
     if metrics.image_auroc is None:
         return (
             f"[{category}] Image-level AUROC: undefined ({ratio_name(ratio)}): it takes good and defective test images"
         )
     line = f"[{category}] Image-level AUROC: {metrics.image_auroc:.4f}  ({ratio_name(ratio)}: "
     if metrics.pixel_auroc is not None:
-        line += f"pixel AUROC {metrics.pixel_auroc:.4f}, AUPRO {metrics.aupro:.4f}, "
+        line += f"pixel AUROC {metrics.pixel_auroc:.4f}, AUPRO {metrics.aupro:.4f}{where}, "
     return line + f"F1-max {metrics.f1_max:.4f} at {metrics.f1_threshold:.4g})"
 
 

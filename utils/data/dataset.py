@@ -22,6 +22,7 @@ from utils.settings import Settings
 from utils.size import DEPTHS
 
 Item = TypeVar("Item")
+MOST_PIXELS = 2**23  # in a batch: 167 images of 224 x 224, or 8 of 1,024 x 1,024
 HOW_TO_GET_DATA = (
     "get MVTec AD with 'python prepare_data.py mvtec', a rendered sample with 'python prepare_data.py sample', or "
     "make a category of your own folders with 'python prepare_data.py folder'"
@@ -171,16 +172,21 @@ def _collate(
     return torch.from_numpy(np.stack(images)), torch.from_numpy(np.stack(masks)), [*chain(*notes)]
 
 
+def at_once(settings: Settings) -> int:
+    """Images in a batch: BATCH_SIZE, or fewer large ones, so that memory is bounded whatever their size."""
+    height, width = settings.image_size
+    return max(1, min(settings.batch_size, MOST_PIXELS // (height * width)))
+
+
 def batches(samples: Sequence[Sample], settings: Settings) -> Iterator[Batch]:
-    """The samples in order, BATCH_SIZE at a time, decoded in NUM_WORKERS processes.
+    """The samples in order, ``at_once`` of them at a time, decoded in NUM_WORKERS processes.
 
     The first one that has fewer bits than BIT_DEPTH is told. Raises :class:`InputError` naming the file that cannot be
     used.
     """
-    workers = min(settings.num_workers, -(-len(samples) // settings.batch_size))
-    loader = DataLoader(
-        _Decoded(samples, settings), settings.batch_size, num_workers=workers, collate_fn=_collate, shuffle=False
-    )
+    size = at_once(settings)
+    workers = min(settings.num_workers, -(-len(samples) // size))
+    loader = DataLoader(_Decoded(samples, settings), size, num_workers=workers, collate_fn=_collate, shuffle=False)
     start, told = 0, False
     for decoded in loader:
         if isinstance(decoded, InputError):

@@ -15,6 +15,7 @@ from utils.size import Size
 
 FORMATS = ("PNG", "JPEG", "BMP", "TIFF", "WEBP", "GIF")  # others can start programs (EPS) or are seldom fuzzed
 EXTENSIONS = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp")
+ORIENTATION = 274  # EXIF tag: 5 to 8 swap height and width
 TIFF_BITS, TIFF_PLANES = 258, 284  # tags: bits of each channel; 1 if a pixel's channels lie together
 # Pillow's names for two bytes a channel (N: in this machine's order), and for the same bytes in the other order.
 SWAPPED = {
@@ -72,6 +73,13 @@ def largest_value(path: Path) -> int:
     """
     with _opened(path) as image:
         return int(_values(image, path).max()) if _is_deep(image) else 0
+
+
+def image_size(path: Path) -> tuple[int, int]:
+    """(width, height) of an image, upright, from its header. Raises :class:`InputError` as ``read_image`` does."""
+    with _opened(path) as image:
+        turned = image.getexif().get(ORIENTATION, 1) in (5, 6, 7, 8)
+        return image.size[::-1] if turned else image.size
 
 
 @contextmanager

@@ -15,6 +15,7 @@ from matplotlib.figure import Figure
 from utils.pictures.figures import save_figure
 
 HEAT = "inferno"
+REGION = "#ff2fb9"  # neither a camera's background nor one of HEAT's
 OUTLINE = "#19e3ff"  # stands out from every colour of HEAT
 
 
@@ -23,8 +24,8 @@ class Streams:
     """One image (H, W, 3) in [0, 1] and what is seen of it.
 
     ``mask`` (H, W) bool, the ground truth, None if there is none; ``frequency`` and ``semantic`` (h, w), each from 0 to
-    1 over the image; ``semantic_counts``, whether the score depends on it; ``condition`` that the image is judged in,
-    if there are several.
+    1 over the image; ``semantic_counts``, whether the score depends on it; ``region`` (H, W) bool, what is looked at,
+    if not all; ``condition`` that the image is judged in, if there are several.
     """
 
     image: np.ndarray
@@ -32,6 +33,7 @@ class Streams:
     frequency: np.ndarray
     semantic: np.ndarray
     semantic_counts: bool
+    region: np.ndarray | None = None
     condition: str | None = None
 
 
@@ -81,6 +83,10 @@ def draw_result(
     if streams.mask is not None and streams.mask.any():
         axes[5].contour(streams.mask, [0.5], colors=OUTLINE, linewidths=1.2)
         axes[5].set_xlabel("outline: ground truth", fontsize=7)
+    if streams.region is not None:
+        for axis in axes[[0, 5]]:
+            _region(axis, streams.region)
+        axes[0].set_xlabel("dashed: what is looked at", fontsize=7)
     for axis, counts in zip(axes[2:4], (True, streams.semantic_counts), strict=True):
         axis.set_xlabel("0 to 1 in each image" + ("" if counts else ", not in the score"), fontsize=7)
     axes[4].set_xlabel("one scale for the category", fontsize=7)
@@ -93,11 +99,17 @@ def draw_result(
 
 
 def draw_levels(
-    path: Path, name: str, labels: Sequence[str], images: np.ndarray, methods: Mapping[str, Maps | None]
+    path: Path,
+    name: str,
+    labels: Sequence[str],
+    images: np.ndarray,
+    methods: Mapping[str, Maps | None],
+    region: np.ndarray | None = None,
 ) -> None:
     """A row for each level: the original, the corrupted image, each method's anomaly map (None: a grey column).
 
-    ``images`` (N, H, W, 3) in [0, 1], the first one uncorrupted. One colour scale for each method over all levels.
+    ``images`` (N, H, W, 3) in [0, 1], the first one uncorrupted; ``region`` (H, W) bool, what is looked at, if not all.
+    One colour scale for each method over all levels.
     """
     height, width = images.shape[1:3]
     across, down = _panel_size(height, width)
@@ -107,6 +119,8 @@ def draw_levels(
     for row, label, image in zip(axes, labels, images, strict=True):
         _panel(row[0], images[0])
         _panel(row[1], image)
+        if region is not None:
+            _region(row[1], region)
         row[0].set_ylabel(label, fontsize=9)
     for column, found in zip(axes.T[2:], methods.values(), strict=True):
         if found is None:
@@ -122,6 +136,15 @@ def draw_levels(
     for axis, title in zip(axes[0], ("original", "corrupted", *methods), strict=True):
         axis.set_title(title, fontsize=9)
     save_figure(path, figure)
+
+
+def _region(axis: Axes, region: np.ndarray) -> None:
+    """The outline of a region (H, W) bool over an image, along the picture's edge too."""
+    padded = np.pad(region, 1)
+    sides = (np.arange(-1, side + 1) for side in reversed(region.shape))
+    limits = axis.axis()
+    axis.contour(*sides, padded, [0.5], colors=REGION, linewidths=1, linestyles="dashed")
+    axis.axis(limits)
 
 
 def _panel_size(height: int, width: int) -> tuple[float, float]:
