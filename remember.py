@@ -4,7 +4,7 @@
     python remember.py WEDGE-Net/10pct/model_data_tile_10pct.pt --undo
 
 MODEL is a .pt file of train.py. Of the pictures only those patches are added that the memory does not cover, and no
-score rises by it. Their scores count in the threshold as those of training pictures do. The old file is kept beside the
+score rises by it. Their scores count in the threshold, which does not rise. The old file is kept beside the
 new one (--undo brings it back, as often as something was added), and a log in the file says what was added and when.
 --onnx writes the model of export_onnx.py again.
 
@@ -101,8 +101,9 @@ def add(path: Path, paths: Sequence[Path], sure: bool) -> None:
         "files": [str(file) for file in paths],
         "digests": digests,
     }
-    done = remember_pictures(model.detector, checkpoint, seen, entry)
     scores, rate = checkpoint.calibration_scores, model.settings.false_alarm_rate
+    before = conformal_threshold(scores.numpy(), rate)
+    done = remember_pictures(model.detector, checkpoint, seen, before, entry)
     limit = defect_limit(scores)
     doubts += [
         f"{printable(str(file))} looks like a defect (score {score:.4g}, good parts have up to {scores.max():.4g})"
@@ -113,7 +114,6 @@ def add(path: Path, paths: Sequence[Path], sure: bool) -> None:
         more = f", and {len(doubts) - 3} more" if len(doubts) > 3 else ""
         raise InputError(f"{'; '.join(doubts[:3])}{more}: nothing is added; --yes adds them all the same")
 
-    before = conformal_threshold(scores.numpy(), rate)
     after = conformal_threshold(done.checkpoint.calibration_scores.numpy(), rate)
     done.checkpoint.remembered[-1] |= {"threshold_before": before, "threshold_after": after}
     with atomic_file(kept(path, len(checkpoint.remembered))) as temporary:
@@ -124,7 +124,8 @@ def add(path: Path, paths: Sequence[Path], sure: bool) -> None:
     )
     print(
         f"[{category}] {len(paths)} pictures add {patches}: {int((done.before > before).sum())} of them were NG, "
-        f"{int((done.after > after).sum())} are\n"
+        f"{int((done.after > after).sum())} are now\n"
+        f"[{category}] of further parts of their kind about {float((done.new_to <= after).float().mean()):.0%} are OK\n"
         f"[{category}] threshold {after:.4g} (it was {before:.4g}): "
         f"{describe_rate(done.checkpoint.calibration_scores.numpy(), rate)}\n"
         f"{path} is written, --undo brings back what it was"

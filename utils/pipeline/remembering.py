@@ -59,11 +59,14 @@ def covering_radius(vectors: Tensor, ratio: float) -> float:
 
 
 @torch.inference_mode()
-def remember_pictures(detector: Detector, checkpoint: Checkpoint, seen: Embedding, entry: dict[str, Any]) -> Remembered:
+def remember_pictures(
+    detector: Detector, checkpoint: Checkpoint, seen: Embedding, threshold: float, entry: dict[str, Any]
+) -> Remembered:
     """The memory with the pictures that ``detector.net.look`` has ``seen``; the log gets ``entry``.
 
     Their scores count in the threshold as those of training pictures do: each is scored against the memory and the
-    others of them, since against itself it would be nothing new.
+    others of them, since against itself it would be nothing new. But none counts for more than the present
+    ``threshold``: these pictures were picked because they scored high, and stand for the many that did not.
     """
     conditions = None if seen.reading is None else seen.reading.conditions
     radii = [covering_radius(vectors, checkpoint.sampling_ratio) for vectors in checkpoint.memory_banks]
@@ -102,7 +105,7 @@ def remember_pictures(detector: Detector, checkpoint: Checkpoint, seen: Embeddin
         replace(
             checkpoint,
             memory_banks=banks,
-            calibration_scores=torch.cat([checkpoint.calibration_scores, new_to]),
+            calibration_scores=torch.cat([checkpoint.calibration_scores, new_to.clamp(max=threshold)]),
             remembered=[*copy.deepcopy(checkpoint.remembered), entry | {"patches": patches}],
         ),
         patches,
