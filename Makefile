@@ -16,8 +16,8 @@ RESULTS ?= runs/sample
 FLAGS ?= --backbone efficientnet_lite0 --patchcore-backbone efficientnet_lite0
 endif
 SETTINGS = --data-path '$(or $(DATA_PATH),$(SAMPLE))' --category all --sampling-ratio all \
-	--save-dir '$(RESULTS)/WEDGE-Net' --semanticon-dir '$(RESULTS)/WEDGE-Net' \
-	--semanticoff-dir '$(RESULTS)/WEDGE-Net_Sem_OFF' --patchcore-dir '$(RESULTS)/patch_core_pt' $(FLAGS)
+	--save-dir '$(RESULTS)/WEDGE-Net' --semanticoff-dir '$(RESULTS)/WEDGE-Net' \
+	--semanticon-dir '$(RESULTS)/WEDGE-Net_Sem_ON' --patchcore-dir '$(RESULTS)/patch_core_pt' $(FLAGS)
 PICTURES = $(SETTINGS) --sampling-ratio 0.1
 DEMO = $(SETTINGS) --sampling-ratio 0.1,0.01
 
@@ -42,7 +42,7 @@ paper: $(VENV)/installed $(SAMPLE)
 	@failed=; \
 	run() { echo "--- $$*"; $(RUN) "$$@" || { [ $$? -ne 130 ] || exit 130; failed="$$failed $$1"; }; }; \
 	run train.py $(SETTINGS); \
-	run train.py $(SETTINGS) --use-semantic False --save-dir '$(RESULTS)/WEDGE-Net_Sem_OFF'; \
+	run train.py $(SETTINGS) --use-semantic True --save-dir '$(RESULTS)/WEDGE-Net_Sem_ON'; \
 	run train_patchcore.py $(SETTINGS) --sampling-ratio 1; \
 	run evaluation.py $(SETTINGS); \
 	run test.py $(PICTURES); \
@@ -54,7 +54,6 @@ paper: $(VENV)/installed $(SAMPLE)
 	run visualize_color_robustness.py $(PICTURES); \
 	run eval_gap_score.py $(SETTINGS); \
 	run ablation.py $(SETTINGS) --sampling-ratio 0.01; \
-	run ablation_frequency.py $(SETTINGS) --sampling-ratio 0.01; \
 	run make_report.py $(SETTINGS); \
 	[ -z "$$failed" ] || { echo "not everything went well:$$failed" >&2; exit 1; }
 

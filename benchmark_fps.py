@@ -113,7 +113,7 @@ def benchmark(settings: Settings, category: str, net: WedgeNet, calls: int) -> l
             **latency("end_to_end_", seconds[model, "end_to_end"]),
             **latency("backbone_", seconds[model.name]),
             "calls": calls,
-            "backbone": settings.patchcore_backbone if model.name == PATCHCORE else settings.backbone,
+            "backbone": detector.net.backbone_name,
             "engine": detector.net.backbone.name,
             "one_graph": int(detector.one_piece),  # all of it in the engine, or the backbone alone
             "dtype": "float32",  # of the arithmetic

@@ -11,6 +11,7 @@ CATEGORY = "tile"  # one category, a comma list ("tile, wood") or "all"
 IMAGE_SIZE = 224  # pixels of what the network sees: a number (square), or (height, width) for long parts
 RESIZE = 256  # pixels, used with CENTER_CROP only
 CENTER_CROP = True  # False for long or off-centre parts
+REGION = None  # a picture, white where the part is looked at; None = the category's region.png if it has one
 BIT_DEPTH = None  # of files with 16 bits a channel: 8, 10, 12, 14 or 16 are used; None = found from the training images
 
 # Running
@@ -40,10 +41,10 @@ SAMPLING_METHOD = "coreset"  # "coreset" (greedy k-centre) or "random"
 FALSE_ALARM_RATE = 0.01  # share of good parts that may be called defective; sets the threshold, from good parts alone
 
 # Folders of the comparisons
-SemanticON_DIR = "WEDGE-Net"  # banks trained with USE_SEMANTIC = True
-SemanticOFF_DIR = "WEDGE-Net_Sem_OFF"  # banks trained with USE_SEMANTIC = False
+SemanticOFF_DIR = "WEDGE-Net"  # banks trained with USE_SEMANTIC = False
+SemanticON_DIR = "WEDGE-Net_Sem_ON"  # banks trained with USE_SEMANTIC = True
 PatchCore_DIR = "patch_core_pt"  # the baseline's banks
 
 # The PatchCore baseline
-PATCHCORE_BACKBONE = "wide_resnet50_2"  # any of BACKBONE's
+PATCHCORE_BACKBONE = "wide_resnet50_2"  # any of BACKBONE's; a bank of train_patchcore.py knows its own
 PATCHCORE_WEIGHTS = None  # as BACKBONE_WEIGHTS

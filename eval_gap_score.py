@@ -1,7 +1,7 @@
 """The score gap with and without semantic attention (the paper's Table 7).
 
-    python train.py --category all                                                        # banks in SemanticON_DIR
-    python train.py --category all --use-semantic False --save-dir WEDGE-Net_Sem_OFF      # banks in SemanticOFF_DIR
+    python train.py --category all                                                      # banks in SemanticOFF_DIR
+    python train.py --category all --use-semantic True --save-dir WEDGE-Net_Sem_ON      # banks in SemanticON_DIR
     python eval_gap_score.py --category all
 
 The gap is the mean image score of defective parts minus that of good ones. It grows with the scale of the scores,
@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 
 import config
+from models.errors import InputError
 from models.wedge_net import WedgeNet
 from utils.console import check_writable, command, for_each
 from utils.data.dataset import find_categories, test_samples
@@ -26,7 +27,7 @@ from utils.data.mvtec import MVTEC_CATEGORIES, TEXTURES
 from utils.metrics import auroc
 from utils.pictures.figures import draw_gap
 from utils.pictures.tables import format_table, mean, write_csv
-from utils.pipeline.checkpoint import build_net, load_detector
+from utils.pipeline.checkpoint import bank_path, build_net, load_detector
 from utils.pipeline.inference import score_samples
 from utils.settings import Settings, SettingsParser
 
@@ -65,6 +66,11 @@ def compare(category: str, variants: dict[str, Settings], nets: dict[str, WedgeN
     """One row for each ratio: the figures of the bank without and of the bank with the semantic stream."""
     ratios = variants["on"].sampling_ratio
     samples = test_samples(variants["on"], category)
+    for variant in variants.values():
+        for path in (bank_path(variant.save_dir, category, ratio) for ratio in ratios):
+            if not path.exists():
+                how = f"train.py --use-semantic {variant.use_semantic} --save-dir {variant.save_dir}"
+                raise InputError(f"memory bank {path} is missing: make it with {how}")
     detectors = {
         name: [load_detector(variant, category, ratio, nets[name])[0] for ratio in ratios]
         for name, variant in variants.items()

@@ -4,10 +4,9 @@
     python export_onnx.py --int8
 
 Writes SAVE_DIR/10pct/model_data_tile_10pct.onnx beside the checkpoint (ONNX opset 18): input ``image`` (N, H, W, 3)
-uint8 RGB, outputs ``score`` (N,) and ``anomaly_map`` (N, H, W), and with FREQUENCY_STREAM = 'condition' also
-``condition`` (N,) and ``unfamiliar`` (N,); threshold, calibration scores and settings are in the
-model's metadata. Before a file is kept it is compared with PyTorch on the test images. --int8 quarters the backbone,
-and a BANK_DTYPE other than the checkpoint's converts the memory bank; the files' names then end in _int8 and _float16.
+uint8 RGB, outputs ``score`` (N,) and ``anomaly_map`` (N, H, W), and with FORM = 'wedge' also ``condition`` (N,) and
+``unfamiliar`` (N,); threshold, calibration scores and settings are in the model's metadata. Before a file is kept it is
+compared with PyTorch on the test images. --int8 quarters the backbone, and the file's name ends in _int8.
 SAVE_DIR/predict.pyz is predict.py in one file, for a device that has no more than requirements-edge.txt. Settings are
 in config.py.
 """
@@ -38,7 +37,7 @@ from utils.data.dataset import Sample, batches, evenly, find_categories, test_sa
 from utils.line.edge_model import KEY, OnnxModel, model_info
 from utils.line.edge_program import write_program
 from utils.metrics import auroc
-from utils.pipeline.checkpoint import bank_path, build_net, load_detector
+from utils.pipeline.checkpoint import Checkpoint, bank_path, build_net, load_detector
 from utils.pipeline.inference import at_depth_of
 from utils.settings import Settings, SettingsParser
 
@@ -71,7 +70,26 @@ def export_detector(settings: Settings, category: str, ratio: float, net: WedgeN
     """Write one model, after a comparison with PyTorch; returns its path."""
     detector, checkpoint = load_detector(settings, category, ratio, net)
     settings = at_depth_of([detector], settings)
-    graph = file_graph(detector, int8_images=calibration_images(settings, category) if int8 else None)
+    path = bank_path(settings.save_dir, category, ratio)
+    path = path.with_name(f"{path.stem}{'_int8' * int8}.onnx")
+    int8_images = calibration_images(settings, category) if int8 else None
+    samples = comparison_samples(settings, category)
+    write_model(path, category, detector, checkpoint, settings, samples, int8_images)
+    return path
+
+
+def write_model(
+    path: Path,
+    category: str,
+    detector: Detector,
+    checkpoint: Checkpoint,
+    settings: Settings,
+    samples: Sequence[Sample],
+    int8_images: Iterator[np.ndarray] | None = None,
+) -> None:
+    """Write a detector as ONNX, after a comparison with PyTorch on ``samples``; ``int8_images`` make 8 bits of it."""
+    int8 = int8_images is not None
+    graph = file_graph(detector, int8_images)
     info = model_info(
         category,
         checkpoint.calibration_scores.numpy(),
@@ -82,18 +100,14 @@ def export_detector(settings: Settings, category: str, ratio: float, net: WedgeN
         | {"python": platform.python_version()},
     )
     onnx.helper.set_model_props(graph, {KEY: info.to_json()})
-    path = bank_path(settings.save_dir, category, ratio)
-    path = path.with_name(f"{path.stem}{'_int8' * int8}.onnx")
     with atomic_file(path) as temporary:
         temporary.write_bytes(graph.SerializeToString())
-        samples = comparison_samples(settings, category)
         compared = compare(detector, OnnxModel(temporary), samples, settings, category)
         print(f"[{category}] {path}: {temporary.stat().st_size / 1e6:.2f} MB, opset {OPSET}\n    {compared}")
         if not int8 and compared.score_difference > TOLERANCE:
             raise RuntimeError(
                 f"{path} is not kept: its scores differ from PyTorch's, which is a fault of this program"
             )
-    return path
 
 
 def calibration_images(settings: Settings, category: str) -> Iterator[np.ndarray]:
@@ -137,7 +151,7 @@ def compare(
     with torch.inference_mode():
         for batch in progress(batches(samples, settings), f"{category}: comparison"):
             for image in batch.images:
-                expected = detector.predict(image[None])
+                expected = detector.predict_embedding(detector.net.look(image[None]))
                 pixels = (image * 255).round().to(torch.uint8).permute(1, 2, 0)[None].contiguous().numpy()
                 judged = model.predict(pixels)
                 scores.append((judged.scores[0], expected.scores.item()))
@@ -145,7 +159,10 @@ def compare(
     found, wanted = np.array(scores, dtype=np.float64).T
     labels = np.array([sample.label for sample in samples])
     flips = ((found > model.info.threshold) != (wanted > model.info.threshold)).sum()
-    difference = float((np.abs(found - wanted) / wanted).max())
+    # Rounding acts on squared distances, whose root magnifies it near zero: where a patch is in the memory itself. So
+    # squares are compared, on the scale of a good part's at least; of all other scores that is the relative difference.
+    usual = np.median(model.info.calibration_scores)
+    difference = float((np.abs(found**2 - wanted**2) / (2 * np.maximum(wanted**2, usual**2))).max())
     return Comparison(len(samples), difference, map_difference, auroc(labels, found), auroc(labels, wanted), int(flips))
 
 

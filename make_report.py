@@ -17,8 +17,18 @@ from utils.atomic import atomic_file
 from utils.console import check_writable, command
 from utils.data.dataset import find_categories
 from utils.pictures.report import page
-from utils.pictures.sections import beside_the_paper, conditions, detection, making, missing, opening, pictures, speed
-from utils.pictures.studies import blur, colour, gap, noise, parts, streams
+from utils.pictures.sections import (
+    beside_the_paper,
+    conditions,
+    detection,
+    making,
+    missing,
+    odd_images,
+    opening,
+    pictures,
+    speed,
+)
+from utils.pictures.studies import blur, colour, gap, noise, parts
 from utils.pipeline.timing import describe_machine, describe_versions
 from utils.settings import SettingsParser
 
@@ -36,6 +46,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     # A section's title, its content (nothing where its scripts have not run) and those scripts.
     found = (
+        ("Look at these first", odd_images(settings, categories), "train.py"),
         ("Beside the paper", beside_the_paper(settings, categories, machine), "benchmark_fps.py"),
         ("Detection", detection(settings), "evaluation.py"),
         ("Speed and memory", speed(settings), "benchmark_fps.py"),
@@ -46,7 +57,6 @@ def main(argv: Sequence[str] | None = None) -> int:
         ("Light and colour", colour(settings, categories), "eval_color_robustness.py", "visualize_color_robustness.py"),
         ("Semantic attention", gap(settings), "eval_gap_score.py"),
         ("What each part is worth", parts(settings), "ablation.py"),
-        ("What the frequency stream is worth", streams(settings), "ablation_frequency.py"),
     )
     sections = {title: content or [missing(scripts, flags)] for title, content, *scripts in found}
     sections["How it was made"] = making(settings, flags, machine, versions)

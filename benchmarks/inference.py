@@ -4,10 +4,9 @@
 
 Backbone: plain torch beside this project's two engines. Whole image, from a tensor to score and map, one at a time:
 WEDGE-Net and our PatchCore beside anomalib's PatchcoreModel in torch and in OpenVINO, which gets the same weights and
-the same bank, all beside the backbone alone; banks of 1 and 10 % of the patches of up to 150 training images. The
-frequency stream has one condition here, since an image is searched in one bank, however many there are; without it the
-metric is also changed, to the paper's and to 96 dimensions. Training: images a second from files to features, beside
-the same loader with plain torch.
+the same bank, all beside the backbone alone; banks of 1 and 10 % of the patches of up to 150 training images. The other
+row of WEDGE-Net knows no condition but the clean one: the difference is what conditions cost. Training: images a second
+from files to features, beside the same loader with plain torch.
 
 Writes ``benchmarks/results/inference.csv``, ``inference_image.csv`` and ``.png`` of both; exit code 1 if an engine's
 feature maps differ by more than 1e-4, or our PatchCore's scores from anomalib's by more than 1e-3, relative.
@@ -38,18 +37,12 @@ from benchmarks.common import (
     write_csv,
 )
 from models.backbone import Backbone, build_backbone
-from models.condition import ConditionStream
-from models.coreset import greedy_coreset
-from models.detector import Detector, Net
 from models.engine import make_engine
 from models.errors import InputError
-from models.memory_bank import MemoryBank
-from models.patchcore import PatchCore
 from models.wedge_net import WedgeNet
-from models.whitening import fit_whitening
 from utils.console import command
 from utils.data.dataset import batches, evenly, find_categories, test_samples, train_samples
-from utils.pipeline.conditions import learn_conditions
+from utils.pipeline.experiments import Variant, few_images, train_variant
 from utils.pipeline.inference import extract_features
 from utils.settings import Settings, SettingsParser, positive
 
@@ -60,7 +53,12 @@ TOLERANCE = 1e-4  # relative to the largest feature
 SCORE_TOLERANCE = 1e-3  # relative
 RATIOS = (0.01, 0.1)
 TRAINING_IMAGES = 64  # that features are read of, to measure how fast
-ONE_BANK, STREAMED = "WEDGE-Net, one bank", "WEDGE-Net, frequency stream"
+OURS, BASELINE = "WEDGE-Net", "PatchCore, ours"
+VARIANTS = (
+    Variant(OURS),
+    Variant("WEDGE-Net, clean alone", {"conditions": ("clean",)}),
+    Variant(BASELINE, patchcore=True),
+)
 BOUND, ANOMALIB, OPENVINO = "backbone alone", "anomalib PatchCore", "anomalib PatchCore, OpenVINO"
 
 
@@ -116,48 +114,30 @@ def whole_images(settings: Settings, name: str, images: int, repeats: int) -> tu
     """One row for each way to judge an image with each bank, and what differs from anomalib."""
     backbone, weights = load(name)
     category = find_categories(settings)[0]
-    samples = train_samples(settings, category)[:images]
+    chosen = None if weights == "ImageNet" else "random"
+    settings = dataclasses.replace(settings, backbone=name, backbone_weights=chosen)
     some = evenly(test_samples(settings, category), 20)
     pixels = [image[None].contiguous() for batch in batches(some, settings) for image in batch.images]
     pixels = [image.to(settings.device) for image in pixels]
 
-    one_bank = WedgeNet(backbone, use_semantic=settings.use_semantic, device=settings.device, engine=settings.engine)
-    features = extract_features(one_bank, samples, settings, f"{name}, WEDGE-Net")
-    metrics = {
-        ONE_BANK: (settings.metric, settings.whitening_shrinkage, settings.embedding_dim),
-        f"{ONE_BANK}, euclidean": ("euclidean",),
-        f"{ONE_BANK}, 96 dimensions": ("whitened", settings.whitening_shrinkage, 96),
-    }
-    nets, ours = {}, {}
-    for way, metric in metrics.items():
-        whitening = fit_whitening(features.flatten(0, 1), *metric)
-        nets[way] = one_bank if whitening is None else one_bank.with_whitening([whitening])
-        ours[way] = banks(features if whitening is None else whitening(features), getattr(torch, settings.bank_dtype))
-    del features
-    stream = ConditionStream(settings.wavelet_type, ["clean"], settings.light_alignment, settings.image_size)
-    streamed = WedgeNet(
-        backbone, frequency=stream, use_semantic=settings.use_semantic, device=settings.device, engine=settings.engine
-    )
-    streamed = learn_conditions(streamed, samples, settings, name)
-    nets[STREAMED], ours[STREAMED] = streamed.with_whitening(nets[ONE_BANK].whitening), ours[ONE_BANK]
-    baseline = PatchCore(backbone, device=settings.device, engine=settings.engine)
-    theirs = banks(extract_features(baseline, samples, settings, f"{name}, PatchCore"), torch.float32)
-
     rows: list[Row] = []
     wrong: list[str] = []
     for ratio in RATIOS:
-        scales = torch.tensor([[1.0, 0.0]])
-        judges: dict[str, Callable] = {BOUND: one_bank.backbone}
-        judges |= {way: detector(net, ours[way][ratio], settings, scales).predict for way, net in nets.items()}
-        judges["PatchCore, ours"] = detector(baseline, theirs[ratio], settings, scales).predict
+        with few_images(settings, category, images) as own, warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # the table says which weights are random
+            own = dataclasses.replace(own, sampling_ratio=(ratio,))
+            trained = {each.name: train_variant(each, own, category)[0] for each in VARIANTS}
+        judges: dict[str, Callable] = {BOUND: trained[OURS].net.backbone}
+        judges |= {way: detector.predict for way, detector in trained.items()}
+        theirs = trained[BASELINE].banks[0].vectors
         if importlib.util.find_spec("anomalib") is not None:
-            judges[ANOMALIB] = peer = Verdict(build_patchcore(backbone, theirs[ratio]), backbone).to(settings.device)
+            judges[ANOMALIB] = peer = Verdict(build_patchcore(backbone, theirs), backbone).to(settings.device)
             if settings.device.type == "cpu" and importlib.util.find_spec("openvino") is not None:
                 judges[OPENVINO] = in_openvino(
-                    Verdict(build_patchcore(backbone, theirs[ratio]), backbone), settings.image_size
+                    Verdict(build_patchcore(backbone, theirs), backbone), settings.image_size
                 )
         with torch.inference_mode():
-            expected = judges["PatchCore, ours"](pixels[0]).scores.cpu()
+            expected = judges[BASELINE](pixels[0]).scores.cpu()
             for peer in judges.keys() & {ANOMALIB, OPENVINO}:
                 difference = ((judges[peer](pixels[0])[0].cpu() - expected).abs() / expected).item()
                 if not difference <= SCORE_TOLERANCE:
@@ -168,7 +148,7 @@ def whole_images(settings: Settings, name: str, images: int, repeats: int) -> tu
             seconds = alternate(calls, repeats, warmups=3, device=settings.device)
         medians = {way: median_and_spread(times) for way, times in seconds.items()}
         for way, (median, spread) in medians.items():
-            row = {"backbone": name, "weights": weights, "bank": len(theirs[ratio]), "way": way}
+            row = {"backbone": name, "weights": weights, "bank": len(theirs), "way": way}
             row |= {"milliseconds": median * 1e3, "spread_ms": spread * 1e3, "images_per_second": 1 / median}
             row["share_of_backbone"] = medians[BOUND][0] / median
             for peer, column in ((ANOMALIB, "times_anomalib"), (OPENVINO, "times_openvino")):
@@ -181,18 +161,6 @@ def in_turn(judge: Callable, images: Sequence[Tensor]) -> Callable[[], object]:
     """``judge`` of the next image at each call."""
     turn = itertools.cycle(images)
     return lambda: judge(next(turn))
-
-
-def banks(features: Tensor, dtype: torch.dtype) -> dict[float, Tensor]:
-    """A bank (M, D) of each of RATIOS from features (N, h*w, D)."""
-    patches = features.flatten(0, 1)
-    chosen = greedy_coreset(patches, int(len(patches) * max(RATIOS)), progress=True)
-    return {ratio: patches[chosen[: int(len(patches) * ratio)].sort().values].to(dtype) for ratio in RATIOS}
-
-
-def detector(net: Net, bank: Tensor, settings: Settings, scales: Tensor) -> Detector:
-    """What judges images with one bank."""
-    return Detector(net, [MemoryBank(bank)], settings.image_size, score_scales=scales)
 
 
 class PlainTorch:
@@ -210,7 +178,7 @@ class PlainTorch:
 def training_speed(settings: Settings, name: str) -> None:
     """Print images a second from files to features: ours, and plain torch behind the same loader."""
     backbone, _ = load(name)
-    net = WedgeNet(backbone, use_semantic=settings.use_semantic, device=settings.device, engine=settings.engine)
+    net = WedgeNet(backbone, device=settings.device, engine=settings.engine)
     plain = copy.copy(net)
     plain.backbone = PlainTorch(backbone.to(settings.device))
     samples = train_samples(settings, find_categories(settings)[0])[:TRAINING_IMAGES]

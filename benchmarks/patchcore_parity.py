@@ -45,7 +45,7 @@ def compare(name: str, size: int) -> list[Row]:
     """One row for each kind of image; the bank is a tenth of the patches of good parts."""
     backbone, weights = load(name)
     net = PatchCore(backbone)
-    patches = net.embed(sample("train/good", 8, size)).features.flatten(0, 1)
+    patches = net.embed(sample("train/good", 8, size))[0].flatten(0, 1)
     bank = patches[greedy_coreset(patches, len(patches) // 10)]
     detector = Detector(net, [MemoryBank(bank)], (size, size))
     peer = Verdict(build_patchcore(backbone, bank), backbone)

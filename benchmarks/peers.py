@@ -4,17 +4,15 @@
     python -m benchmarks.peers --data-path magnetic_tile_data --category magnetic_tile --center-crop false
 
 All of them have the same backbone and weights, are trained on the same images, no more than --images of them, and judge
-the same test images. WEDGE-Net is what the settings describe, with 1 and 10 % of the patches, and once more with one
-memory bank; anomalib's models are as it has them, in torch, PatchCore with one neighbour and 10 %. Training counts from
-files to a model; FPS is of one image at a time, from a tensor to score and map.
+the same test images. WEDGE-Net is what the settings describe, with 1 and 10 % of the patches; anomalib's models are as
+it has them, in torch, PatchCore with one neighbour and 10 %. Training counts from files to a model; FPS is of one image
+at a time, from a tensor to score and map.
 
 Writes ``benchmarks/results/peers_<categories>.csv`` and ``.png``: AUROC over speed.
 """
 
-import contextlib
 import dataclasses
 import sys
-import tempfile
 import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
@@ -33,10 +31,9 @@ from utils.console import command, for_each
 from utils.data.dataset import batches, evenly, find_categories, test_samples, train_samples
 from utils.metrics import auroc
 from utils.pictures.tables import category_means
-from utils.pipeline.checkpoint import load_detector
+from utils.pipeline.experiments import Variant, few_images, train_variant
 from utils.pipeline.inference import with_progress
 from utils.pipeline.timing import describe_machine, describe_versions
-from utils.pipeline.training import train_category, wedge_net_method
 from utils.settings import Settings, SettingsParser, positive
 
 RATIOS = (0.01, 0.1)
@@ -45,34 +42,13 @@ FIGURES = ("image_auroc", "pixel_auroc", "model_mb", "train_s", "fps")
 Judge = Callable[[Tensor], tuple[Tensor, Tensor]]  # images (B, 3, H, W) -> scores (B,) and maps (B, H, W)
 
 
-@contextlib.contextmanager
-def few_images(settings: Settings, category: str, images: int) -> Iterator[Settings]:
-    """Settings by which a category has no more than so many of its training images: links, in another folder."""
-    with tempfile.TemporaryDirectory() as folder:
-        root = Path(folder, "data", category)
-        (root / "train" / "good").mkdir(parents=True)
-        for sample in evenly(train_samples(settings, category), images):
-            (root / "train" / "good" / sample.path.name).symlink_to(sample.path.resolve())
-        for part in ("test", "ground_truth"):
-            if (source := settings.data_path / category / part).is_dir():
-                (root / part).symlink_to(source.resolve())
-        yield dataclasses.replace(settings, data_path=root.parent, save_dir=Path(folder, "banks"))
-
-
 def our_judges(settings: Settings, category: str) -> Iterator[tuple[str, Judge, float, float]]:
-    """Name, judge, megabytes and seconds of training of WEDGE-Net's variants."""
-    for stream in dict.fromkeys((settings.frequency_stream, "off")):
-        for ratio in RATIOS:
-            own = dataclasses.replace(settings, frequency_stream=stream, sampling_ratio=(ratio,))
-            own = dataclasses.replace(own, save_dir=settings.save_dir / stream)
-            start = time.perf_counter()
-            method = wedge_net_method(own)
-            train_category(own, category, method)
-            seconds = time.perf_counter() - start
-            detector, _ = load_detector(own, category, ratio, method.net)
-            many = f", {len(detector.banks)} conditions" if len(detector.banks) > 1 else ", one bank"
-            judge = lambda images, detector=detector: detector.predict(images)[:2]  # noqa: E731
-            yield f"WEDGE-Net {ratio:.0%}{many}", judge, detector.bank_bytes / 1e6, seconds
+    """Name, judge, megabytes and seconds of training of WEDGE-Net with each ratio."""
+    for ratio in RATIOS:
+        own = dataclasses.replace(settings, sampling_ratio=(ratio,))
+        detector, seconds = train_variant(Variant("WEDGE-Net"), own, category)
+        judge = lambda images, detector=detector: detector.predict(images)[:2]  # noqa: E731
+        yield f"WEDGE-Net {ratio:.0%}", judge, detector.bank_bytes / 1e6, seconds
 
 
 def their_judges(settings: Settings, category: str, backbone: Backbone) -> Iterator[tuple[str, Judge, float, float]]:

@@ -6,11 +6,13 @@ import torch
 from torch import Tensor
 
 from models.memory_bank import MemoryBank
+from models.whitening import fit_lens
 
 FOLDS = 10
+_LENS_FOLDS = 4  # fewer: a lens is made for each, in every condition
 _BUDGET = 2e12  # multiply-adds: about half a minute on two cores; the selection that comes before takes longer
 _TILE = 1024  # bank vectors in one product, which then fits in the cache
-_MOST = 500  # images: more hardly move a threshold
+_MOST = 2000  # images: a threshold is settled by far fewer, but each that is scored can be named as odd
 _FEWEST = 20  # images scored however large the bank
 
 
@@ -23,6 +25,27 @@ def calibration_images(images: int, banks: Sequence[tuple[int, int, int]]) -> Te
     cost = sum(patches * vectors * dim for patches, vectors, dim in banks)
     count = min(images, _MOST, max(_FEWEST, int(_BUDGET / cost)))
     return torch.linspace(0, images - 1, count).round().long()
+
+
+@torch.inference_mode()
+def through_held_out_lenses(corrupted: Tensor, clean: Tensor) -> Tensor:
+    """(n, h*w, D) patches of training images in a condition, brought to where the same images' clean ones lie.
+
+    Each image is seen through a lens that was made without it. A lens suits the images that it was made from better
+    than new ones, the fewer they are the more, so that through it they would lie too near. A single image is seen
+    through its own.
+    """
+    count = len(corrupted)
+    folds = min(_LENS_FOLDS, count)
+    if folds == 1:
+        return fit_lens(corrupted[0], clean[0])(corrupted)
+    fold = torch.arange(count) * folds // count
+    return torch.cat(
+        [
+            fit_lens(corrupted[fold != own].flatten(0, 1), clean[fold != own].flatten(0, 1))(corrupted[fold == own])
+            for own in range(folds)
+        ]
+    )
 
 
 @torch.inference_mode()
@@ -75,7 +98,7 @@ def held_out_distances(features: Tensor, images: Tensor, count: int, vectors: Te
         if not distances.isfinite().all() or not inside.any():
             continue
         holes = (distances > radius) & ~inside[:, None]
-        added = _cover(features.to(device)[holes], distances[holes], radius)
+        added = cover(features.to(device)[holes], distances[holes], radius)
         held_out[inside] = distances[inside]
         if len(added):
             nearer = MemoryBank(added).nearest(features.to(device)[inside].flatten(0, 1)).view(-1, patches)
@@ -83,7 +106,7 @@ def held_out_distances(features: Tensor, images: Tensor, count: int, vectors: Te
     return held_out.cpu()
 
 
-def _cover(patches: Tensor, distances: Tensor, radius: Tensor) -> Tensor:
+def cover(patches: Tensor, distances: Tensor, radius: Tensor | float) -> Tensor:
     """Of (n, D) patches, at ``distances`` (n,) from a bank, those (m, D) that leave none farther than ``radius``.
 
     The farthest first, as in the selection of a coreset.

@@ -2,8 +2,8 @@
 
 One wavelet transform of three levels tells both. Its approximation band is the picture without its detail: median and
 range of each channel tell the light, and an image's are brought back to where those of the training images lie. Its
-detail bands' medians rise with noise and fall with blur, at the finest level first. Both together tell the condition,
-for each of which there is a memory bank. A defect, which covers a small part of the image, hardly moves a median.
+detail bands' quantiles rise with noise and fall with blur, at the finest level first. Both together tell the condition,
+for each of which there is a lens. A defect, which covers a small part of the image, hardly moves a quantile.
 """
 
 import re
@@ -19,7 +19,8 @@ from models.errors import InputError
 
 KINDS = ("noise", "blur", "colour")
 LEVELS = 3  # of the wavelet transform
-STATISTICS = 5 + 3 * LEVELS  # of an image: light and detail
+SHARES = (0.5, 0.9)  # of a detail band: its quantiles; the upper one tells the part where more than half is blank
+STATISTICS = 5 + 3 * len(SHARES) * LEVELS  # of an image: light and detail
 FLOOR = 0.5 / 255  # half a grey level: what a coefficient below it says is the rounding to 8 bits
 GAIN = 4.0  # most that contrast is raised or lowered: a blank picture has none to raise
 _DOUBT = 6.0  # squared Mahalanobis distance by which another condition must be nearer than clean
@@ -110,8 +111,7 @@ class ConditionStream(nn.Module):
             least = next(size for size in range(shorter, 1 << 16) if pywt.dwt_max_level(size, wavelet) >= LEVELS)
             raise InputError(
                 f"IMAGE_SIZE is {shorter} on its shorter side; three levels of the wavelet {wavelet} need at least "
-                f"{least} pixels: "
-                "set WAVELET_TYPE = 'haar' or FREQUENCY_STREAM = 'off'"
+                f"{least} pixels: set WAVELET_TYPE = 'haar' or FORM = 'paper'"
             )
         self.conditions = parse_conditions(conditions)
         self.align_light = align_light
@@ -123,6 +123,8 @@ class ConditionStream(nn.Module):
             Separable(rows, columns) for rows, columns in zip(detail_rows, detail_columns, strict=True)
         )
         count, width = len(self.conditions), STATISTICS
+        for seen in ("seen_pixels", "seen_structure", *(f"seen_detail{level}" for level in range(LEVELS))):
+            self.register_buffer(seen, None, persistent=False)  # all: no region of interest
         self.register_buffer("least_light", -torch.ones(4, 2))  # of the training images, see _brightness_and_cast
         self.register_buffer("most_light", torch.ones(4, 2))
         self.register_buffer("means", torch.zeros(count, width))
@@ -138,29 +140,60 @@ class ConditionStream(nn.Module):
         least, nearest = squared.min(dim=1)
         return Reading(aligned, statistics, (squared + self.doubt).argmin(dim=1), least > self.limits[nearest])
 
+    def look_inside(self, inside: Tensor) -> None:
+        """Take statistics only where ``inside`` (H, W) is not 0: from the coefficients that nothing outside reaches.
+
+        In a region too narrow for any, from those that the least does.
+        """
+        outside = (inside.cpu() == 0).float()
+
+        def touched(bands: Separable) -> Tensor:
+            return bands.rows.cpu().abs() @ outside @ bands.columns.cpu().abs().T
+
+        def least(touched: Tensor) -> Tensor:
+            return (touched <= touched.min() + 1e-6).flatten().nonzero()[:, 0]
+
+        self.seen_pixels = least(outside[::4, ::4])
+        self.seen_structure = least(touched(self.structure))
+        for level, bands in enumerate(self.details):
+            self.register_buffer(
+                f"seen_detail{level}",
+                least(_detail_bands(touched(bands)[None, None])[0].amax(dim=0)),
+                persistent=False,
+            )
+
+    def _seen(self, planes: Tensor, what: str) -> Tensor:
+        """(B, C, h, w) -> (B, C, n): all, or what lies inside the region of interest."""
+        places = getattr(self, f"seen_{what}")
+        return planes.flatten(2) if places is None else planes.flatten(2).index_select(2, places)
+
     def measure(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """(B, 3, H, W) images -> the images, their light aligned, and their statistics (B, STATISTICS).
 
         Of the light: logs of the shares of white and of black among every sixteenth pixel's values, which no alignment
         brings back; and, once it is aligned, log of how far the grey image's 90 % quantile is above its median and the
         10 % quantile below it, one by the other, and median and 90 % quantile of the colourfulness, the largest channel
-        less the smallest. Of the detail: log of the median absolute coefficient of the grey image, for bands cH, cV and
-        cD, from the finest level to the coarsest. As many coefficients as the coarsest level has are enough of each.
+        less the smallest. Of the detail: log of two quantiles of the absolute coefficients of the grey image, for bands
+        cH, cV and cD, from the finest level to the coarsest. Of each, as many as of the coarsest are enough.
         """
         images = images.contiguous()  # pixels as a file has them are the slower layout, here and for the backbone
-        some = images[..., ::4, ::4].flatten(1)
-        clipped = torch.stack([(where.float().mean(dim=1)) for where in (some >= 1 - FLOOR, some <= FLOOR)], dim=1)
-        structure = self.structure(images)
+        some = self._seen(images[..., ::4, ::4], "pixels").flatten(1)
+        clipped = torch.stack([where.float().mean(dim=1) for where in (some >= 1 - FLOOR, some <= FLOOR)], dim=1)
+        structure = self._seen(self.structure(images), "structure")
         gain, offset = self._alignment(_light(structure))
-        structure = _with_light(structure, gain, offset)
+        structure = structure * gain[..., None] + offset[..., None]
         grey, colourfulness = structure.mean(dim=1), structure.amax(dim=1) - structure.amin(dim=1)
         quantiles = _ranked(torch.stack([grey, colourfulness], dim=1), 0.1, 0.5, 0.9)
         bottom, middle, top = quantiles[:, 0].unbind(dim=1)
         skewness = (top - middle + FLOOR).log() - (middle - bottom + FLOOR).log()
         light = [(clipped + 1e-3).log(), skewness[:, None], quantiles[:, 1, 1:]]
         grey = torch.einsum("bc,bchw->bhw", gain / 3, images)[:, None]
-        detail = [(_ranked(_detail_bands(level(grey)), 0.5)[..., 0] + FLOOR).log() for level in self.details]
-        return _with_light(images, gain, offset), torch.cat([*light, *detail], dim=1)
+        detail = [
+            (_ranked(self._seen(_detail_bands(level(grey)), f"detail{number}"), *SHARES).flatten(1) + FLOOR).log()
+            for number, level in enumerate(self.details)
+        ]
+        aligned = images * gain[..., None, None] + offset[..., None, None]
+        return aligned, torch.cat([*light, *detail], dim=1)
 
     def _alignment(self, light: Tensor) -> tuple[Tensor, Tensor]:
         """Light (B, 3, 2) -> gain and offset (B, 3) that bring it to where the training images' lies: 1 and 0 if it is
@@ -194,7 +227,7 @@ class ConditionStream(nn.Module):
 
     def measure_light(self, images: Tensor) -> Tensor:
         """(B, 3, H, W) images -> (B, 3, 2): median of each channel, and range from its 10 to its 90 % quantile."""
-        return _light(self.structure(images.contiguous()))
+        return _light(self._seen(self.structure(images.contiguous()), "structure"))
 
     def fit_light(self, light: Tensor) -> None:
         """Align to the range of what ``measure_light`` gave for the training images, (N, 3, 2)."""
@@ -202,20 +235,19 @@ class ConditionStream(nn.Module):
         self.least_light.copy_(light.amin(dim=0))
         self.most_light.copy_(light.amax(dim=0))
 
-    def fit_conditions(self, statistics: Tensor, between: Tensor) -> None:
-        """Learn the conditions from the statistics (K, N, STATISTICS) of N training images at each one's own level.
+    def fit_conditions(self, statistics: Tensor) -> None:
+        """Learn the conditions from the statistics (K, N, STATISTICS) of N training images in each of them.
 
         An image is unfamiliar if it is farther from the nearest condition than 99.9 % of the training images to which
-        it is the nearest, measured by conditions that were learnt without them. So that levels in between are familiar,
-        the statistics of the same images at all levels that belong to a condition, ``between``, count as well.
+        it is the nearest, measured by conditions that were learnt without them.
         """
-        statistics, between = statistics.double().cpu(), between.double().cpu()
+        statistics = statistics.double().cpu()
         count = statistics.shape[1]
         fold = torch.arange(count) * min(_FOLDS, count) // count
         distances = []
         for held_out in fold.unique():
             means, precision = _fit(statistics[:, fold != held_out] if fold.any() else statistics)
-            own = torch.cat([statistics[:, fold == held_out], between[:, fold == held_out]]).flatten(0, 1)
+            own = statistics[:, fold == held_out].flatten(0, 1)
             apart = own[:, None] - means
             distances.append((apart @ precision * apart).sum(dim=-1))
         least, nearest = torch.cat(distances).min(dim=1)
@@ -268,7 +300,7 @@ def _detail_bands(bands: Tensor) -> Tensor:
 
 
 def _light(structure: Tensor) -> Tensor:
-    """(B, 3, h, w) -> (B, 3, 2)"""
+    """(B, 3, n) -> (B, 3, 2): median, and range from the 10 to the 90 % quantile."""
     low, median, high = _ranked(structure, 0.1, 0.5, 0.9).unbind(dim=2)
     return torch.stack([median, high - low], dim=2)
 
@@ -280,11 +312,5 @@ def _brightness_and_cast(light: Tensor) -> Tensor:
 
 
 def _ranked(planes: Tensor, *shares: float) -> Tensor:
-    """(B, C, h, w) -> (B, C, len(shares)): the value below which each share lies; the lower one of two medians."""
-    values = planes.flatten(2)
-    return values.sort(dim=2).values[..., [int((values.shape[2] - 1) * share) for share in shares]]
-
-
-def _with_light(images: Tensor, gain: Tensor, offset: Tensor) -> Tensor:
-    """Images (B, 3, H, W), or their structure, with gain and offset (B, 3) of each channel."""
-    return images * gain[..., None, None] + offset[..., None, None]
+    """(B, C, n) -> (B, C, len(shares)): the value below which each share lies; the lower one of two medians."""
+    return planes.sort(dim=2).values[..., [int((planes.shape[2] - 1) * share) for share in shares]]

@@ -144,7 +144,7 @@ class OnePiece:
 
 
 class _Queries(NamedTuple):
-    """Names of patches (N * h * w, K + 1), each around ``centre`` (K,) and with a 1 behind, and of their squared
+    """Names of patches (N * P, K + 1), each around ``centre`` (K,) and with a 1 behind, and of their squared
     lengths, that 1 included."""
 
     patches: str
@@ -153,7 +153,7 @@ class _Queries(NamedTuple):
 
 
 def _in_metric(write: Writer, net: Net, scale: int, features: str, bank: MemoryBank, condition: str | None) -> _Queries:
-    """A scale's features (N, h*w, D) through metric and lens."""
+    """A scale's features (N, P, D) through metric and lens."""
     # |q - b|^2 = |q|^2 + |b|^2 - 2 q.b is taken around a bank's mean, which keeps rounding small beside distances.
     centre = bank.vectors.mean(dim=0, dtype=torch.float32).cpu()
     maps = getattr(net, "maps", None)
@@ -171,7 +171,7 @@ def _in_metric(write: Writer, net: Net, scale: int, features: str, bank: MemoryB
 
 
 def _nearest(write: Writer, patches: str, squared: str, centre: Tensor, vectors: Tensor) -> str:
-    """Distances (N * h * w,) to the nearest of (M, K) vectors."""
+    """Distances (N * P,) to the nearest of (M, K) vectors."""
     # The greatest of 2 q.b - |b|^2 + 1 belongs to the nearest. With a column for the last two, one product gives it.
     table = write("Sub", write("Cast", vectors, to=TensorProto.FLOAT), centre)
     lengths = (vectors.cpu().float() - centre).square().sum(dim=1, keepdim=True)
@@ -189,20 +189,29 @@ def _judge(write: Writer, detector: Detector, distances: Sequence[str], conditio
     """``models.detector.combine``: the distances of each scale -> score (N,) and anomaly map (N, H, W)."""
 
     def chosen(values: Tensor) -> Tensor | str:
-        values = values[:, None, None]
+        values = values[:, None]
         return values[0] if condition is None or len(values) == 1 else write("Gather", values, condition)
 
-    scaled, parts = [], []
-    for scale, (own, each) in enumerate(zip(distances, detector.anomaly_maps, strict=True)):
-        own = write("Mul", write("Reshape", own, [-1, *each.grid]), chosen(detector.scales[:, scale]))
+    scaled, maps = [], detector.anomaly_maps
+    for scale, (own, each) in enumerate(zip(distances, maps, strict=True)):
+        patches = detector.net.patches(detector.image_size, scale)
+        own = write("Mul", write("Reshape", own, [-1, patches]), chosen(detector.scales[:, scale]))
         if scale == 0:
             own = write("Add", own, chosen(detector.offsets))
-        scaled.append(own)
-        parts.append(write("MatMul", own, each.columns.T))
-    # The maps' sum, rows @ distances @ columns.T for each scale, takes one more product for all scales together.
-    rows = torch.cat([each.rows for each in detector.anomaly_maps], dim=1)
-    anomaly_map = write("MatMul", rows, write("Concat", *parts, axis=1))
-    smoothed = detector.anomaly_maps[0].scoring.smoothed
+        if each.places is not None:
+            own = write("Gather", write("Pad", own, [0, 0, 0, 1]), each.places, axis=1)
+        scaled.append(write("Reshape", own, [-1, *each.grid]))
+    # A map is rows @ distances @ columns.T. All scales' right-hand products come first, then one product adds them up.
+    wide = [write("MatMul", own, each.columns.T) for own, each in zip(scaled, maps, strict=True)]
+    if maps[0].weights is None:
+        rows = torch.cat([each.rows for each in maps], dim=1)
+        anomaly_map = write("MatMul", rows, write("Concat", *wide, axis=1))
+    else:
+        parts = [
+            write("Mul", write("MatMul", each.rows, own), each.weights) for own, each in zip(wide, maps, strict=True)
+        ]
+        anomaly_map = parts[0] if len(parts) == 1 else write("Sum", *parts)
+    smoothed = maps[0].scoring.smoothed
     return write("ReduceMax", anomaly_map if smoothed else scaled[0], [1, 2], keepdims=0), anomaly_map
 
 

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from onnx import TensorProto
 from torch import Tensor
 
-from models.condition import FLOOR, GAIN, STATISTICS, ConditionStream
+from models.condition import FLOOR, GAIN, LEVELS, SHARES, STATISTICS, ConditionStream
 from models.detector import Net
 from models.frequency import FrequencyGate
 from models.onnx_graph import Writer
@@ -19,7 +19,7 @@ from models.wedge_net import WedgeNet, grid_size
 
 
 class Embedded(NamedTuple):
-    """Names in a graph: ``features`` (N, h*w, D) of each scale before the metric, and what the frequency stream reads,
+    """Names in a graph: ``features`` (N, P, D) of each scale before the metric, and what the frequency stream reads;
     None without one."""
 
     features: list[str]
@@ -32,31 +32,46 @@ def write_embedding(
     write: Writer, net: Net, trunk: onnx.GraphProto, images: str, image_size: tuple[int, int]
 ) -> Embedded:
     """From ``images`` (N, 3, H, W) in [0, 1] to patch features."""
-    stream = getattr(net, "stream", None)
-    backbone, reading = net.backbone.backbone, []
+    backbone, stream, reading = net.backbone.backbone, getattr(net, "stream", None), []
+    if net.region is not None:
+        images = write("Where", net.region.outside, net.region.colour, images)
     gain, offset = torch.ones(3, 1, 1), torch.zeros(3, 1, 1)
     if stream is not None:
         gain, offset, *reading = _stream(write, stream, images)
     # The light is aligned and pixels are normalised at one go.
     gain = write("Div", gain, backbone.std)
     offset = write("Div", write("Sub", offset, backbone.mean), backbone.std)
-    layer2, layer3 = write.insert(trunk, write("Add", write("Mul", images, gain), offset))
+    normalised = write("Add", write("Mul", images, gain), offset)
+    if net.region is not None and stream is not None:  # the light's alignment has changed what fills them
+        colour = (net.region.colour.cpu() - backbone.mean[0]) / backbone.std[0]
+        normalised = write("Where", net.region.outside, colour, normalised)
+    layer2, layer3 = write.insert(trunk, normalised)
+    strides = (8,)
     if not isinstance(net, WedgeNet):
         layer2 = _pooled(write, layer2)
         maps = [write("Concat", layer2, _enlarged(write, _pooled(write, layer3), layer2), axis=1)]
     elif net.form == "paper":
         maps = [_pooled(write, _paper(write, net, images, image_size, layer2, layer3))]
     else:
-        maps = [_pooled(write, each) for each in _wedge(write, net, layer2, layer3)]
-    rows = [write("Reshape", each, [0, dim, -1]) for each, dim in zip(maps, net.raw_dims, strict=True)]
-    return Embedded([write("Transpose", each, perm=[0, 2, 1]) for each in rows], *reading)
+        maps, strides = [_pooled(write, each) for each in _wedge(write, net, layer2, layer3)], net.strides
+    features = []
+    for own, dim, stride in zip(maps, net.raw_dims, strides, strict=True):
+        own = write("Reshape", own, [0, dim, -1])
+        if net.region is not None:
+            own = write("Gather", own, net.region.patches(stride), axis=2)
+        features.append(write("Transpose", own, perm=[0, 2, 1]))
+    return Embedded(features, *reading)
 
 
 def _wedge(write: Writer, net: WedgeNet, layer2: str, layer3: str) -> list[str]:
     """``WedgeNet._wedge``"""
     if net.use_semantic:
         layer2 = write("Mul", layer2, write("Add", _attention(write, layer2), 0.5))
-    mean = write("GlobalAveragePool", layer3)
+    if net.region is None:
+        mean = write("GlobalAveragePool", layer3)
+    else:
+        inside = write("Gather", write("Reshape", layer3, [0, 0, -1]), net.region.patches(16), axis=2)
+        mean = write("Unsqueeze", write("ReduceMean", inside, [2]), [3])
     layer3 = write("Sub", layer3, write("Mul", mean, net.recipe.centring))
     return [{2: layer2, 3: layer3}[layer] for layer in net.recipe.layers]
 
@@ -118,19 +133,28 @@ def _low_band(wavelet: str, pixels: int, cells: int) -> Tensor:
 def _stream(write: Writer, stream: ConditionStream, images: str) -> list[str]:
     """``ConditionStream.forward``: gain and offset (N, 3, 1, 1) of the channels; condition, unfamiliar, statistics."""
     # A convolution picks every fourth pixel of every fourth line sooner than a slice does.
-    some = write("Reshape", write("Conv", images, np.ones((3, 1, 1, 1)), strides=[4, 4], group=3), [0, -1])
+    some = write("Conv", images, np.ones((3, 1, 1, 1)), strides=[4, 4], group=3)
+    some = write("Reshape", _seen(write, stream.seen_pixels, write("Reshape", some, [0, 3, -1])), [0, -1])
     clipped = [
         write("ReduceMean", write("Cast", where, to=TensorProto.FLOAT), [1])
         for where in (write("GreaterOrEqual", some, 1 - FLOOR), write("LessOrEqual", some, FLOOR))
     ]
-    structure, count, details = _bands(write, stream, images)
+    (structure, count), *details = _bands(write, stream, images)
+    if stream.seen_structure is not None:
+        structure, count = _seen(write, stream.seen_structure, structure), len(stream.seen_structure)
     if stream.align_light:
         gain, offset = _alignment(write, stream, *_quantiles(write, structure, count))
         structure = write("Add", write("Mul", structure, gain), offset)
         mix = write("Transpose", write("Div", gain, 3.0), perm=[0, 2, 1])
     else:
         gain, offset, mix = torch.ones(3, 1), torch.zeros(3, 1), torch.full((1, 3), 1 / 3)
-    medians = [_medians(write, write("MatMul", mix, bands), *shape) for bands, shape in details]
+    seen = [getattr(stream, f"seen_detail{level}") for level in range(LEVELS)]
+    if not any(places is not None for places in seen) and len({size for _, size in details}) == 1:  # at one go
+        details, seen = [(write("Concat", *(bands for bands, _ in details), axis=2), details[0][1])], [None]
+    detail = [
+        _detail(write, write("MatMul", mix, bands), size, places)
+        for (bands, size), places in zip(details, seen, strict=True)
+    ]
     colourfulness = write("Sub", write("ReduceMax", structure, [1]), write("ReduceMin", structure, [1]))
     both = write("Concat", write("ReduceMean", structure, [1]), colourfulness, axis=1)
     quantiles = [write("Squeeze", each, [2]) for each in _quantiles(write, both, count)]
@@ -139,7 +163,7 @@ def _stream(write: Writer, stream: ConditionStream, images: str) -> list[str]:
     )
     above, below = (write("Sub", *pair) for pair in ((top, middle), (middle, bottom)))
     # All logarithms at once, the skewness's parts last.
-    values = write("Concat", *clipped, *medians, above, below, axis=1)
+    values = write("Concat", *clipped, *detail, above, below, axis=1)
     floors = np.array([1e-3] * 2 + [FLOOR] * (STATISTICS - 3))
     light, details, above, below = write.several(
         "Split", 4, write("Log", write("Add", values, floors)), [2, STATISTICS - 5, 1, 1], axis=1
@@ -176,28 +200,32 @@ def _quantiles(write: Writer, planes: str, count: int) -> list[str]:
     return write.several("Split", 3, ranks, [1, 1, 1], axis=2)
 
 
-def _bands(write: Writer, stream: ConditionStream, images: str) -> tuple[str, int, list[tuple[str, tuple[int, int]]]]:
-    """The channels' structure (N, 3, count) and count; and their detail bands, cH, cV and cD of each level, as some
-    (N, 3, bands * size), each with its bands and size."""
-    pairs = [(stream.structure.rows, stream.structure.columns)]
+def _seen(write: Writer, places: Tensor | None, planes: str) -> str:
+    """Of planes (N, C, n) what lies inside the region of interest."""
+    return planes if places is None else write("Gather", planes, places, axis=2)
+
+
+def _bands(write: Writer, stream: ConditionStream, images: str) -> list[tuple[str, int]]:
+    """The channels' structure (N, 3, size) and, for each level, bands cH, cV and cD, one behind the other,
+    (N, 3, 3 * size); each with its size."""
+    levels = [[(stream.structure.rows, stream.structure.columns)]]
     for level in stream.details:
         (low_rows, high_rows), (low_columns, high_columns) = level.rows.chunk(2), level.columns.chunk(2)
-        pairs += [(high_rows, low_columns), (low_rows, high_columns), (high_rows, high_columns)]
-    sizes = [len(rows) * len(columns) for rows, columns in pairs]
-    blocks = [[_block(matrix) for matrix in pair] for pair in pairs]
+        levels.append([(high_rows, low_columns), (low_rows, high_columns), (high_rows, high_columns)])
+    sizes = [len(rows) * len(columns) for (rows, columns), *_ in levels]
+    blocks = [[_block(matrix) for matrix in pair] for pairs in levels for pair in pairs]
     if all(block is not None for pair in blocks for block in pair):  # haar, sides of whole blocks: one step for all
         kernels = torch.stack([torch.outer(*pair) for pair in blocks])
         # Each channel has its own, with zeros for the others: onnxruntime is faster with them than with groups.
         kernels = torch.einsum("ij,pkl->ipjkl", torch.eye(3), kernels).flatten(0, 1)
-        found = write("Conv", images, kernels, strides=kernels.shape[2:])
-        found = write("Reshape", found, [0, 3, len(pairs) * sizes[0]])
-        structure, details = write.several("Split", 2, found, [sizes[0], sum(sizes[1:])], axis=2)
-        return structure, sizes[0], [(details, (len(pairs) - 1, sizes[0]))]
-    found = [
-        write("Reshape", write("MatMul", rows, write("MatMul", images, columns.T)), [0, 3, size])
-        for (rows, columns), size in zip(pairs, sizes, strict=True)
-    ]
-    return found[0], sizes[0], [(bands, (1, size)) for bands, size in zip(found[1:], sizes[1:], strict=True)]
+        found = write("Reshape", write("Conv", images, kernels, strides=kernels.shape[2:]), [0, 3, -1])
+        counts = [len(pairs) * size for pairs, size in zip(levels, sizes, strict=True)]
+        return list(zip(write.several("Split", len(counts), found, counts, axis=2), sizes, strict=True))
+    found = []
+    for pairs, size in zip(levels, sizes, strict=True):
+        bands = [write("MatMul", rows, write("MatMul", images, columns.T)) for rows, columns in pairs]
+        found.append((write("Concat", *(write("Reshape", band, [0, 3, size]) for band in bands), axis=2), size))
+    return found
 
 
 def _block(matrix: Tensor) -> Tensor | None:
@@ -207,8 +235,11 @@ def _block(matrix: Tensor) -> Tensor | None:
     return block if blocks.shape == matrix.shape and torch.equal(blocks, matrix) else None
 
 
-def _medians(write: Writer, bands: str, count: int, size: int) -> str:
-    """Medians (N, count) of the absolute coefficients of bands, one behind the other, (N, 1, count * size)."""
-    bands = write("Abs", write("Reshape", bands, [0, count, size]))
-    largest, _ = write.several("TopK", 2, bands, [size - (size - 1) // 2], sorted=0)
-    return write("ReduceMin", largest, [2], keepdims=0)
+def _detail(write: Writer, bands: str, size: int, places: Tensor | None) -> str:
+    """SHARES of the absolute coefficients of bands, one behind the other, (N, 1, bands * size): (N, bands * shares)."""
+    planes = write("Abs", _seen(write, places, write("Reshape", bands, [0, -1, size])))
+    count, quantiles = size if places is None else len(places), []
+    for share in sorted(SHARES):  # of the largest that one leaves, the next leaves some
+        planes, _ = write.several("TopK", 2, planes, [count - int((count - 1) * share)], sorted=0)
+        quantiles.append(write("ReduceMin", planes, [2]))
+    return write("Reshape", write("Concat", *quantiles, axis=2), [0, -1])

@@ -51,14 +51,15 @@ def data(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def flags(data: Path, tmp_path: Path) -> list[str]:
-    """What every script is called with here: the small data set, the small backbone, one bank, folders of its own."""
+    """What every script is called with here: the small data set and backbone, one condition, folders of its own."""
     pairs = {
         "data-path": data,
         "save-dir": tmp_path / "out",
         "backbone": "efficientnet_lite0",
         "patchcore-dir": tmp_path / "patchcore",
         "patchcore-backbone": "efficientnet_lite0",
-        "frequency-stream": "gate",
+        "form": "wedge",
+        "conditions": "clean",
         "image-size": 64,
         "resize": 72,
         "batch-size": 5,
@@ -80,7 +81,7 @@ class Line:
 
 @pytest.fixture(scope="session")
 def line(tmp_path_factory: pytest.TempPathFactory) -> Line:
-    """Made once for all tests, a bank for each condition; the threshold for false alarms of 0.05, from 20 images."""
+    """Made once for all tests, a lens for each condition; the threshold for false alarms of 0.05, from 20 images."""
     import export_onnx
     import train
 

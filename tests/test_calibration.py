@@ -1,7 +1,8 @@
-"""Scores of good parts, threshold and p-value: against their definitions, and against what they promise."""
+"""Distances of good parts, units, threshold and p-value: against their definitions, and against what they promise."""
 
 import math
 from fractions import Fraction
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -9,12 +10,13 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from models.calibration import held_out_scores
+from models.calibration import calibration_images, held_out_distances
 from models.conformal import conformal_threshold, p_values, smallest_rate
-from models.coreset import greedy_coreset
+from models.coreset import greedy_coreset, random_subset
 from models.errors import InputError
 from models.memory_bank import MemoryBank
-from models.scoring import AnomalyMap
+from models.scoring import WEDGE_NET, AnomalyMap, image_scores
+from utils.pipeline.training import Memory, calibrate
 
 scores = st.lists(st.integers(0, 20), min_size=1, max_size=60).map(lambda values: np.array(values, np.float32))
 percent = st.integers(1, 99)
@@ -67,51 +69,159 @@ def test_a_rate_is_a_share(rate):
         conformal_threshold(np.array([1.0]), rate)
 
 
-def draw_images(count, seed):
+def draw_images(count, seed, spread=0.5):
     """(count, 16, 6) features: patches of a place resemble each other from image to image."""
     generator = torch.Generator().manual_seed(seed)
     places = torch.rand(16, 6, generator=torch.Generator().manual_seed(99)) * 4
-    return places + torch.randn(count, 16, 6, generator=generator) * 0.5
+    return places + torch.randn(count, 16, 6, generator=generator) * spread
 
 
-def held_out_reference(features, rows, folds):
-    """The definition, in float64: each fold against the others' vectors and what closes the holes that it leaves."""
-    patches = features.flatten(0, 1).double()
-    radius = torch.cdist(patches, patches[rows]).amin(dim=1).max()
-    images = len(features)
-    scores = []
+def held_out_by_loops(features, images, count, rows, folds, queries=None):
+    """The definition, in float64: each fold against the others' vectors and what closes the holes that it leaves.
+
+    ``features`` of all images, of which ``rows`` are the bank's; ``queries`` of ``images``, if not those features.
+    """
+    queries = (features[images] if queries is None else queries).double()
+    vectors, owners = features.flatten(0, 1)[rows].double(), rows // features.shape[1]
+    flat = queries.flatten(0, 1)
+    radius = torch.cdist(flat, vectors).amin(dim=1).max()
+    distances = torch.full(queries.shape[:2], torch.inf, dtype=torch.float64)
     for fold in range(folds):
-        first, last = images * fold // folds, images * (fold + 1) // folds
-        image_of = torch.arange(len(patches)) // 16
-        inside = (image_of >= first) & (image_of < last)
-        bank = [row for row in rows.tolist() if not inside[row]]
+        inside = torch.tensor(
+            [count * fold // folds <= number < count * (fold + 1) // folds for number in range(count)]
+        )
+        bank = list(vectors[~inside[owners]])
+        if not bank:
+            continue
+        outside = ~inside[images].repeat_interleave(queries.shape[1])
         while True:
-            distances = torch.cdist(patches, patches[bank]).amin(dim=1)
-            outside = torch.where(inside, 0.0, distances)
-            if outside.max() <= radius * (1 + 1e-6):
+            nearest = torch.cdist(flat, torch.stack(bank)).amin(dim=1)
+            farthest = torch.where(outside, nearest, 0).argmax()
+            if not outside.any() or nearest[farthest] <= radius * (1 + 1e-6):
                 break
-            bank.append(outside.argmax().item())
-        scores += [
-            AnomalyMap((4, 4), (32, 32))(distances.view(images, 4, 4).float())[i].max() for i in range(first, last)
-        ]
-    return torch.stack(scores)
+            bank.append(flat[farthest])
+        distances[inside[images]] = nearest.view(queries.shape[:2])[inside[images]]
+    return distances.float()
 
 
-def test_held_out_scores_are_those_of_the_definition():
-    features = draw_images(23, 0)
+@pytest.mark.parametrize(
+    ("count", "kept", "chosen"),
+    [
+        (23, 30, range(23)),  # folds of two and three images
+        (7, 60, range(7)),  # each a fold of its own
+        (30, 40, range(0, 30, 4)),  # some of the images are held out, a fold has none of them
+        (2, 8, range(2)),
+    ],
+)
+@pytest.mark.parametrize("method", ["coreset", "random"])
+def test_held_out_distances_are_those_of_the_definition(count, kept, chosen, method):
+    features, images = draw_images(count, 0), torch.tensor(chosen)
+    patches = features.flatten(0, 1)
+    rows = (greedy_coreset(patches, kept) if method == "coreset" else random_subset(len(patches), kept)).sort().values
+    found = held_out_distances(features[images], images, count, patches[rows], rows // 16)
+    expected = held_out_by_loops(features, images, count, rows, min(10, count))
+    assert found.isfinite().all()
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
+
+
+def test_images_in_another_condition_are_held_out_from_the_memory_of_clean_ones():
+    features, seen = draw_images(23, 0), draw_images(23, 0) + draw_images(23, 1, spread=0.2) * 0.1
     rows = greedy_coreset(features.flatten(0, 1), 30).sort().values
-    scores = held_out_scores(features, features.flatten(0, 1)[rows], rows // 16, AnomalyMap((4, 4), (32, 32)))
-    torch.testing.assert_close(scores, held_out_reference(features, rows, 10), rtol=1e-4, atol=1e-5)
+    images = torch.arange(0, 23, 2)
+    found = held_out_distances(seen[images], images, 23, features.flatten(0, 1)[rows], rows // 16)
+    expected = held_out_by_loops(features, images, 23, rows, 10, seen[images])
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
+
+
+def test_what_leaves_nothing_to_be_judged_by_is_infinitely_far():
+    """A single image; and the one image that the whole bank comes from."""
+    features = draw_images(5, 0)
+    alone = held_out_distances(features[:1], torch.tensor([0]), 1, features[0], torch.zeros(16).long())
+    assert alone.shape == (1, 16) and alone.isinf().all()
+    found = held_out_distances(features, torch.arange(5), 5, features[3], torch.full((16,), 3))
+    assert found[3].isinf().all() and found[[0, 1, 2, 4]].isfinite().all()
+    expected = torch.cdist(features[[0, 1, 2, 4]], features[3]).amin(dim=2)
+    torch.testing.assert_close(found[[0, 1, 2, 4]], expected, rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize("ratio", [0.02, 0.1, 1.0])
-def test_held_out_scores_are_distributed_like_those_of_new_images(ratio):
+def test_held_out_distances_are_distributed_like_those_of_new_images(ratio):
     features, fresh = draw_images(100, 1), draw_images(400, 2)
     patches, anomaly_map = features.flatten(0, 1), AnomalyMap((4, 4), (32, 32))
     rows = greedy_coreset(patches, int(len(patches) * ratio)).sort().values
-    calibration = held_out_scores(features, patches[rows], rows // 16, anomaly_map).numpy()
-    distances = MemoryBank(patches[rows]).nearest(fresh.flatten(0, 1)).view(-1, 4, 4)
-    scores = anomaly_map.predict(distances).scores.numpy()
+    held_out = held_out_distances(features, torch.arange(100), 100, patches[rows], rows // 16)
+    distances = MemoryBank(patches[rows]).nearest(fresh.flatten(0, 1))
+    calibration, scores = (image_scores(anomaly_map(part.view(-1, 4, 4))).numpy() for part in (held_out, distances))
     assert abs(calibration.mean() - scores.mean()) < 0.25 * scores.std()
     alarms = (scores > conformal_threshold(calibration, 0.1)).mean()
     assert 0.03 < alarms < 0.2  # 0.1, give or take what 100 and 400 images tell
+
+
+def test_as_many_images_are_held_out_as_time_allows():
+    assert calibration_images(30, [(784, 100, 40)]).tolist() == list(range(30))
+    assert len(calibration_images(5000, [(784, 10, 40), (196, 10, 112)])) == 500
+    few = calibration_images(5000, [(784, 400_000, 200)])
+    assert len(few) == 31  # 2e12 multiply-adds
+    assert (few[0], few[-1]) == (0, 4999) and few.diff().float().std() < 1
+    assert len(calibration_images(5000, [(784, 4_000_000, 200)])) == 20
+    assert calibration_images(1, [(784, 78, 40)]).tolist() == [0]
+
+
+GRIDS = [(4, 4), (2, 2)]
+
+
+def calibrated(count, spreads=(0.5, 0.6, 0.8)):
+    """``calibrate`` of ``count`` images at two scales, seen in three conditions, and what it is given."""
+    scales = [draw_images(count, 3)[:, : rows * columns] * (10**place) for place, (rows, columns) in enumerate(GRIDS)]
+    altered = [
+        [
+            scale + (spread - 0.4) * torch.randn(scale.shape, generator=torch.Generator().manual_seed(5))
+            for scale in scales
+        ]
+        for spread in spreads[1:]
+    ]
+    memories = []
+    for scale in scales:
+        rows = greedy_coreset(scale.flatten(0, 1), max(1, count)).sort().values
+        memories.append(Memory(scale.flatten(0, 1)[rows], rows // scale.shape[1]))
+    net = SimpleNamespace(conditions=spreads, scoring=WEDGE_NET, grids=lambda image_size: GRIDS)
+    return calibrate(net, SimpleNamespace(image_size=(32, 32)), memories, scales, altered), memories, scales, altered
+
+
+def scores_by_loops(distances, units, offset):
+    """Image scores of distances (n, h*w) at each scale: both maps, each in its unit, added, and their maximum."""
+    maps = [
+        AnomalyMap(grid, (32, 32))(own.view(-1, *grid)) * unit
+        for own, grid, unit in zip(distances, GRIDS, units, strict=True)
+    ]
+    return (sum(maps) + offset).amax(dim=(1, 2))
+
+
+def test_units_and_offsets_make_good_parts_alike_at_every_scale_and_in_every_condition():
+    (units, offsets, scores), memories, scales, altered = calibrated(30)
+    images = torch.arange(30)
+    conditions = []
+    for parts in (scales, *altered):
+        conditions.append(
+            [held_out_distances(p, images, 30, *memory) for p, memory in zip(parts, memories, strict=True)]
+        )
+    for own, unit in zip(conditions[0], units[0], strict=True):
+        assert (own * unit).square().mean().item() == pytest.approx(1, rel=1e-4)
+    torch.testing.assert_close(scores, scores_by_loops(conditions[0], units[0], 0), rtol=1e-4, atol=1e-4)
+    assert offsets[0] == 0
+    for own, unit, offset in zip(conditions, units, offsets, strict=True):
+        alike = scores_by_loops(own, unit, offset)
+        assert alike.mean().item() == pytest.approx(scores.mean().item(), rel=1e-4)
+        assert alike.std().item() == pytest.approx(scores.std().item(), rel=1e-3)
+    torch.testing.assert_close(units[1] / units[1, 0], units[0] / units[0, 0])  # scales weigh alike in all conditions
+    assert units[0, 0] > units[1, 0] > units[2, 0]
+
+
+def test_of_one_or_two_images_units_are_known_all_the_same():
+    (units, offsets, scores), _, scales, _ = calibrated(1)
+    assert len(scores) == 0 and not offsets.any()
+    for unit, scale in zip(units.T, scales, strict=True):
+        expected = 1 / scale.square().sum(dim=2).mean().sqrt()
+        torch.testing.assert_close(unit, expected.expand(3))
+    (units, offsets, scores), *_ = calibrated(2)
+    assert units.isfinite().all() and offsets.isfinite().all() and scores.isfinite().all()

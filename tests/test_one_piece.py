@@ -23,7 +23,14 @@ from models.wedge_net import RECIPE, WedgeNet
 from models.whitening import Affine
 
 CONDITIONS = ("clean", "noise20", "blur1", "colour0.5")
-PLAIN = {"form": "wedge", "wavelet": "haar", "conditions": CONDITIONS, "recipe": RECIPE, "use_semantic": False}
+PLAIN = {
+    "form": "wedge",
+    "wavelet": "haar",
+    "conditions": CONDITIONS,
+    "recipe": RECIPE,
+    "use_semantic": False,
+    "region": False,
+}
 FORMS = {
     "wedge": {},
     "wedge, one condition": {"conditions": ("clean",)},
@@ -36,6 +43,10 @@ FORMS = {
     "paper, semantic, db2": {"form": "paper", "use_semantic": True, "wavelet": "db2"},
     "paper, no gate": {"form": "paper", "wavelet": None},
     "patchcore": {"form": "patchcore"},
+    "wedge, region": {"region": True},
+    "wedge, db2, region": {"region": True, "wavelet": "db2"},
+    "paper, region": {"form": "paper", "region": True},
+    "patchcore, region": {"form": "patchcore", "region": True},
 }
 
 
@@ -61,7 +72,7 @@ def fitted_stream(wavelet, conditions, align_light, size):
     stream.fit_light(stream.measure_light(images))
     noise = torch.randn(images.shape, generator=torch.Generator().manual_seed(2))
     statistics = torch.stack([stream.measure((images + 0.03 * k * noise).clamp(0, 1))[1] for k in range(count)])
-    stream.fit_conditions(statistics, statistics)
+    stream.fit_conditions(statistics)
     return stream
 
 
@@ -96,6 +107,10 @@ def make_detectors(backbone, size, engine, banks=(300,), **changes):
                     for dim in net.raw_dims
                 ]
             )
+    if choice["region"]:
+        inside = torch.zeros(size)
+        inside[10:50, 20:] = 1
+        net = net.with_region(inside)
     features = net.embed(pictures(6, size, 4))
     count = len(net.conditions)
     scales = torch.rand(count, len(features), generator=generator) + 0.5

@@ -54,6 +54,10 @@ def _optional_text(value: Any) -> str | None:
     return None if value is None else _text(value)
 
 
+def _optional_path(value: Any) -> Path | None:
+    return None if value is None else _path(value)
+
+
 def _truth(value: Any) -> bool:
     if not isinstance(value, bool):
         raise ValueError("True or False")
@@ -153,6 +157,9 @@ class Settings:
     image_size: Size = _setting(as_size, "what the network sees, in pixels: a number (square) or (height, width)")
     resize: int = _setting(_integer(SMALLEST), "length of the shorter side before the centre crop, in pixels")
     center_crop: bool = _setting(_truth, "cut out the centre (True) or resize the whole image (False)")
+    region: Path | None = _setting(
+        _optional_path, "a picture, white where images are looked at; None = the category's region.png, if there is one"
+    )
     bit_depth: int | None = _setting(
         _optional_depth, "of files with 16 bits a channel: bits that are used; None = found from the training images"
     )
@@ -171,10 +178,12 @@ class Settings:
     sampling_ratio: tuple[float, ...] = _setting(_ratios, "share of patches kept: a number, a comma list, or 'all'")
     sampling_method: str = _setting(_choice("coreset", "random"), "how patches are chosen: coreset or random")
     false_alarm_rate: float = _setting(_rate, "share of good parts that may be called defective")
-    semanticon_dir: Path = _setting(_path, "banks trained with USE_SEMANTIC = True", "SemanticON_DIR")
     semanticoff_dir: Path = _setting(_path, "banks trained with USE_SEMANTIC = False", "SemanticOFF_DIR")
+    semanticon_dir: Path = _setting(_path, "banks trained with USE_SEMANTIC = True", "SemanticON_DIR")
     patchcore_dir: Path = _setting(_path, "memory banks of the PatchCore baseline", "PatchCore_DIR")
-    patchcore_backbone: str = _setting(backbone_name, "the baseline's frozen network, any of BACKBONE's")
+    patchcore_backbone: str = _setting(
+        backbone_name, "the baseline's frozen network, any of BACKBONE's; a bank knows its own"
+    )
     patchcore_weights: str | None = _setting(_optional_text, "the baseline's weights, as BACKBONE_WEIGHTS")
 
     def embedding(self) -> dict[str, Any]:
@@ -190,6 +199,10 @@ class Settings:
 
 
 CONSTANTS = {field.metadata["constant"] or field.name.upper(): field for field in dataclasses.fields(Settings)}
+BY_FORM = (  # were settings once; old config files and command lines are told what has taken their place
+    "BANK_DTYPE", "CLEAN_SHARE", "EMBEDDING_DIM", "FREQUENCY_STREAM", "LIGHT_ALIGNMENT", "METRIC", "WHITENING_SHRINKAGE"
+)  # fmt: skip
+_GONE = "no setting any more, FORM decides it: 'wedge' (ours) or 'paper' (the paper's)"
 
 
 def make_settings(values: Mapping[str, Any]) -> Settings:
@@ -236,12 +249,14 @@ class SettingsParser(Parser):
         group = self.add_argument_group("settings, with their present values")
         for constant, field in CONSTANTS.items():
             group.add_argument(
-                "--" + constant.lower().replace("_", "-"),
+                _flag(constant),
                 dest=constant,
                 default=argparse.SUPPRESS,
                 metavar="VALUE",
                 help=f"{field.metadata['meaning']} (now: {values.get(constant)})".replace("%", "%%"),
             )
+        for constant in BY_FORM:
+            self.add_argument(_flag(constant), type=_refuse, default=argparse.SUPPRESS, help=argparse.SUPPRESS)
         options = self.parse_args(argv)
         for constant, field in CONSTANTS.items():
             if hasattr(options, constant):
@@ -255,6 +270,14 @@ def positive(text: str) -> int:
     if not text.isdecimal() or int(text) == 0:
         raise argparse.ArgumentTypeError(f"must be a whole number of at least 1, not {text!r}")
     return int(text)
+
+
+def _flag(constant: str) -> str:
+    return "--" + constant.lower().replace("_", "-")
+
+
+def _refuse(_text: str) -> None:
+    raise argparse.ArgumentTypeError(_GONE)
 
 
 def _from_text(text: str, check: Check) -> Any:
@@ -282,6 +305,8 @@ def _run_file(file: str) -> dict[str, Any]:
 def _constants(namespace: Mapping[str, Any], file: str) -> dict[str, Any]:
     """The settings among a config file's names. A constant that is not a setting is a slip worth stopping for."""
     for name in namespace:
+        if name in BY_FORM:
+            raise InputError(f"{name} in {file}: {_GONE}")
         if name not in CONSTANTS and name.isupper() and not name.startswith("_"):
             near = difflib.get_close_matches(name, CONSTANTS, n=1)
             raise InputError(f"unknown setting {name} in {file}" + (f"; did you mean {near[0]}?" if near else ""))

@@ -62,6 +62,35 @@ def draw_evaluation(path: Path, rows: Sequence[Mapping[str, Any]], means: Sequen
     save_figure(path, figure)
 
 
+def draw_rates(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
+    """Defects found and false alarms by the false-alarm rate asked for, a colour for each category and ratio."""
+    figure = Figure(figsize=(7, 4.5))
+    axis = figure.subplots()
+    asked = sorted({row["asked_rate"] for row in rows})
+    axis.plot(asked, asked, color="0.5", linestyle=":", label="false alarms as asked")
+    for place, (category, ratio) in enumerate(dict.fromkeys((row["category"], row["ratio"]) for row in rows)):
+        own = [row for row in rows if (row["category"], row["ratio"]) == (category, ratio)]
+        colour, name = COLOURS[place % len(COLOURS)], f"{category}, {ratio * 100:g} % of the patches"
+        for column, line, what in (
+            ("detection_rate", "-", "defects found"),
+            ("false_alarm_rate", "--", "false alarms"),
+        ):
+            heights = [np.nan if row[column] is None else row[column] for row in own]
+            axis.plot(
+                [row["asked_rate"] for row in own], heights, line, color=colour, marker="o", label=f"{name}: {what}"
+            )
+    axis.set_xscale("log")
+    axis.set_xticks(asked, [f"{rate * 100:g} %" for rate in asked])
+    axis.minorticks_off()
+    axis.set_ylim(-0.02, 1.02)
+    axis.set_xlabel("false-alarm rate asked for")
+    axis.set_ylabel("share of the test images")
+    axis.grid(alpha=0.3)
+    axis.spines[["top", "right"]].set_visible(False)
+    axis.legend(frameon=False, fontsize=8, loc="lower left", bbox_to_anchor=(0, 1))
+    save_figure(path, figure)
+
+
 def draw_speed(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
     """Images a second of each model, by the paper's protocol and end to end, with the backbone's own rate as a line."""
     figure = Figure(figsize=(8, 1.2 + 0.75 * len(rows)))
@@ -208,34 +237,30 @@ def draw_conditions(
     save_figure(path, figure)
 
 
-def draw_frequency_ablation(path: Path, title: str, rows: Sequence[Mapping[str, Any]]) -> None:
-    """Image AUROC and false alarms over the level of each corruption, a line for each variant."""
-    kinds = {
-        "noise": "noise: sigma, grey levels",
-        "blur": "blur: sigma, pixels",
-        "colour": "colour jitter: factor",
-        "dark": "less light: share taken away",
-    }
-    variants = list(dict.fromkeys(row["variant"] for row in rows))
-    figure = Figure(figsize=(13, 6.5), layout="constrained")
-    figure.suptitle(title, fontsize=11)
-    axes = figure.subplots(2, len(kinds), sharey="row")
-    for column, (kind, label) in zip(axes.T, kinds.items(), strict=True):
-        for axis, name in zip(column, ("auroc", "false_alarm_rate"), strict=True):
-            for number, variant in enumerate(variants):
-                own = [row for row in rows if (row["variant"], row["corruption"]) == (variant, kind)]
-                values = [np.nan if row[name] is None else row[name] for row in own]
-                style = ("-", "--", ":")[number // len(COLOURS)]
-                colour = COLOURS[number % len(COLOURS)]
-                axis.plot([row["level"] for row in own], values, style, color=colour, marker=".", label=variant)
-            axis.grid(alpha=0.3)
-            axis.spines[["top", "right"]].set_visible(False)
-        column[1].axhline(FALSE_ALARMS, color="0.5", linewidth=0.8, linestyle=":")
-        column[1].set_xlabel(label)
-    axes[0, 0].set_ylabel("image AUROC")
-    axes[1, 0].set_ylabel(f"false alarms (nominal {FALSE_ALARMS * 100:g} %)")
-    handles, labels = axes[0, 0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside lower center", ncols=4, frameon=False, fontsize=8)
+def draw_real(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
+    """What benchmarks/real.py found of clean images: image AUROC and AUPRO, a group of bars for each category."""
+    clean = [row for row in rows if row["corruption"] == "clean"]
+    first = clean[0]
+    clean = [row for row in clean if (row["images"], row["ratio"]) == (first["images"], first["ratio"])]
+    categories, methods = (list(dict.fromkeys(row[name] for row in clean)) for name in ("category", "method"))
+    figure = Figure(figsize=(1.6 + 1.3 * len(categories), 5.5), layout="constrained")
+    for axis, (name, label) in zip(
+        figure.subplots(2, sharex=True), {"image_auroc": "image AUROC", "aupro": "AUPRO"}.items(), strict=True
+    ):
+        for number, method in enumerate(methods):
+            own = {row["category"]: row[name] for row in clean if row["method"] == method}
+            values = [np.nan if own.get(category) is None else own[category] for category in categories]
+            places = np.arange(len(categories)) + (number - (len(methods) - 1) / 2) * 0.8 / len(methods)
+            drawn = axis.bar(places, values, 0.75 / len(methods), color=COLOURS[number % len(COLOURS)], label=method)
+            texts = ["" if np.isnan(value) else f"{100 * value:.0f}" for value in values]
+            axis.bar_label(drawn, texts, fontsize=7, padding=1)
+        finite = [row[name] for row in clean if row[name] is not None]
+        axis.set_ylim(max(0, min(finite, default=0) - 0.1), 1.03)
+        axis.set_ylabel(label)
+        axis.grid(axis="y", alpha=0.3)
+        axis.spines[["top", "right"]].set_visible(False)
+    axis.set_xticks(range(len(categories)), categories)
+    figure.legend(*axis.get_legend_handles_labels(), loc="outside upper center", ncols=len(methods), frameon=False)
     save_figure(path, figure)
 
 

@@ -121,6 +121,7 @@ def parts(settings: Settings) -> list[str]:
         columns = {
             "part": "Part", "variant": "Changed to", "image_auroc": "Image AUROC", "image_auroc_spread": "+/-",
             "pixel_auroc": "Pixel AUROC", "aupro": "AUPRO", "bank_mb": "Bank, MB",
+            "noise_auroc": "noise", "blur_auroc": "blur", "colour_auroc": "colour", "dark_auroc": "dark",
         }  # fmt: skip
         caption = (
             f"Change of image AUROC, in points, when one part is changed ({percent(ratio)} of the patches): bars for "
@@ -132,31 +133,5 @@ def parts(settings: Settings) -> list[str]:
     about = (
         "One part is changed at a time, the rest is as the settings have it. Image AUROC is the mean over several "
         "seeds of the coreset, +/- half its range: differences smaller than that mean little."
-    )
-    return found and [paragraph(about), *found]
-
-
-def streams(settings: Settings) -> list[str]:
-    """ablation_frequency.py's tables and figures."""
-    found = []
-    for ratio in settings.sampling_ratio:
-        path = settings.save_dir / f"ablation_frequency_{ratio_name(ratio)}.csv"
-        rows = averages(read_results(path.with_name(f"{path.stem}_summary.csv")))
-        columns = {
-            "variant": "Variant", "clean_auroc": "clean", "noise_auroc": "noise", "blur_auroc": "blur",
-            "colour_auroc": "colour", "dark_auroc": "dark", "noise_false_alarm_rate": "noise",
-            "blur_false_alarm_rate": "blur", "colour_false_alarm_rate": "colour", "dark_false_alarm_rate": "dark",
-            "bank_mb": "Banks, MB", "train_s": "Training, s", "fps": "FPS",
-        }  # fmt: skip
-        groups = (("", 1), ("Image AUROC, mean over levels", 5), ("False alarms, the most", 4), ("", 3))
-        caption = f"Image AUROC and false alarms over the level of each corruption ({percent(ratio)} of the patches)."
-        if rows:
-            found += [*drawn(path.with_suffix(".png"), caption, wide=True), table(rows, columns, groups)]
-    about = (
-        "The frequency stream's parts switched on and off, everything else as the settings have it, beside PatchCore. "
-        f"False alarms are those at the training threshold for {FALSE_ALARMS * 100:g} %, at the worst of noise to 40 "
-        "grey levels, blur to 2 pixels, colour to factor 1 and 0.4 of the light taken away. Shrinkage takes the noise "
-        "out of each image by its wavelet coefficients. With equal memory all banks together take the bytes "
-        "of PatchCore's one, half of them clean's, without the semantic stream."
     )
     return found and [paragraph(about), *found]

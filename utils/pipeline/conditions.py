@@ -8,13 +8,15 @@ import torch
 from torch import Tensor
 
 from models.condition import CLEAN, Condition
+from models.detector import Net
 from models.wedge_net import WedgeNet
 from utils.data.corruptions import corrupt
 from utils.data.dataset import Batch, Sample, evenly
-from utils.pipeline.inference import Alteration, extract_features, with_progress
+from utils.pipeline.inference import LARGE, Alteration, Features, numbers_of, with_progress
 from utils.settings import Settings
 
-LENS_IMAGES = 64  # training images that are looked at in every condition
+_FEWEST = 8  # of them, however large
+LENS_IMAGES = 32  # training images that are looked at in every condition
 
 
 def training_alteration(condition: Condition, samples: Sequence[Sample], seed: int) -> Alteration | None:
@@ -41,42 +43,47 @@ def training_alteration(condition: Condition, samples: Sequence[Sample], seed: i
     return alter
 
 
-def lens_images(count: int) -> Tensor:
-    """Which of ``count`` training images are looked at in every condition: their numbers, evenly spaced."""
-    return torch.tensor(evenly(range(count), LENS_IMAGES))
+def lens_images(count: int, most: int = LENS_IMAGES) -> Tensor:
+    """Which of ``count`` training images are looked at in every condition: the numbers of ``most``, evenly spaced."""
+    return torch.tensor(evenly(range(count), most))
 
 
-def learn_conditions(net: WedgeNet, samples: Sequence[Sample], settings: Settings, category: str) -> WedgeNet:
-    """The network with a stream that knows the training images' light and conditions."""
+def most_lens_images(net: Net, settings: Settings) -> int:
+    """How many they are at most: fewer of images so large that their features would take more than 2 GB."""
+    features = (len(net.conditions) - 1) * numbers_of(net, settings)
+    return min(LENS_IMAGES, max(_FEWEST, 4 * LARGE // max(1, features)))
+
+
+def learn_light(net: WedgeNet, samples: Sequence[Sample], settings: Settings, category: str) -> WedgeNet:
+    """The network with a stream that knows the light of the training images."""
     stream = copy.deepcopy(net.stream).cpu()
     with torch.inference_mode():
-        light = [stream.measure_light(batch.images) for batch in with_progress(samples, settings, f"{category}: light")]
+        light = [
+            stream.measure_light(net.fill(batch.images))
+            for batch in with_progress(samples, settings, f"{category}: light")
+        ]
         stream.fit_light(torch.cat(light))
-        some = [samples[number] for number in lens_images(len(samples))]
-        exact = [condition._replace(low=condition.level, high=condition.level) for condition in stream.conditions]
-        alterations = [
-            training_alteration(condition, some, settings.seed) for condition in (*exact, *stream.conditions)
-        ]
-        statistics = [
-            torch.stack([stream.measure(alter(batch) if alter else batch.images)[1] for alter in alterations])
-            for batch in with_progress(some, settings, f"{category}: conditions")
-        ]
-        stream.fit_conditions(*torch.cat(statistics, dim=1).chunk(2))
     return net.with_stream(stream)
 
 
-def altered_features(
+def learn_conditions(
     net: WedgeNet, samples: Sequence[Sample], settings: Settings, category: str
-) -> tuple[Tensor, list[list[Tensor]]]:
-    """The numbers (n,) of some of the training images, and their features in each condition but the clean one.
+) -> tuple[WedgeNet, list[list[Tensor]]]:
+    """The network with a stream that tells the conditions apart; and features of the ``lens_images`` in each of them.
 
-    For each condition and scale (n, h*w, D), before the metric.
+    Features before the metric: for each condition but the clean one, and each scale, (n, P, D).
     """
-    numbers = lens_images(len(samples))
-    some = [samples[number] for number in numbers]
-    return numbers, [
-        extract_features(
-            net, some, settings, f"{category}, {condition.name}", training_alteration(condition, some, settings.seed)
-        )
-        for condition in net.conditions[1:]
-    ]
+    some = [samples[number] for number in lens_images(len(samples), most_lens_images(net, settings))]
+    alterations = [training_alteration(condition, some, settings.seed) for condition in net.conditions]
+    found = [Features(len(some), len(some) * (len(alterations) - 1)) for _ in alterations[1:]]
+    statistics: list[list[Tensor]] = [[] for _ in alterations]
+    for batch in with_progress(some, settings, f"{category}: conditions"):
+        # Clean features are taken of all images, elsewhere.
+        statistics[0].append(net.prepare(batch.images.to(net.device))[1].statistics)
+        for alter, own, features in zip(alterations[1:], statistics[1:], found, strict=True):
+            embedding = net.look(alter(batch), condition=0)
+            own.append(embedding.reading.statistics)
+            features.add(embedding.features, batch.samples)
+    stream = copy.deepcopy(net.stream).cpu()
+    stream.fit_conditions(torch.stack([torch.cat(own) for own in statistics]))
+    return net.with_stream(stream), [own.scales for own in found]

@@ -1,84 +1,100 @@
-"""Banks that are made, searched and judged in memory: many variants of a detector on features extracted once."""
+"""Variants of a detector, trained in a folder that is thrown away and measured on a category's test images."""
 
+import contextlib
+import dataclasses
+import tempfile
+import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
 
-import numpy as np
-import torch
-from torch import Tensor
-
-from models.coreset import greedy_coreset
-from models.detector import Net
-from models.memory_bank import MemoryBank
-from models.scoring import AnomalyMap, Prediction, Scoring
-from models.wedge_net import grid_size
-from models.whitening import Whitening
-from utils.console import progress
-from utils.data.dataset import Sample, batches, train_samples, with_bit_depth
-from utils.data.dataset import test_samples as samples_for_test
-from utils.pipeline.inference import extract_features
+from models.detector import Detector
+from models.wedge_net import RECIPE, Recipe
+from utils.data.dataset import evenly, test_samples, train_samples
+from utils.metrics import FALSE_ALARMS, alarm_rates, evaluate, training_threshold
+from utils.pipeline.checkpoint import load_detector
+from utils.pipeline.inference import score_samples
+from utils.pipeline.patchcore import load_patchcore
+from utils.pipeline.robustness import BLUR, COLOUR, DARK, NOISE, Corruption
+from utils.pipeline.training import patchcore_method, train_category, wedge_net_method
 from utils.settings import Settings
 
-_AT_ONCE = 16  # test images searched together
+CLEAN = "clean"
+CORRUPTIONS = tuple(  # up to the levels that CONDITIONS is there for, and darkness, which light alignment is
+    dataclasses.replace(corruption, levels=levels)
+    for corruption, levels in ((NOISE, (10, 25, 40)), (BLUR, (1, 2)), (COLOUR, (0.5, 1.0)), (DARK, (0.2, 0.4)))
+)
+Row = dict[str, Any]
 
 
-@dataclass(frozen=True)
-class Features:
-    """A category's features, ``train`` (N, h*w, D) and ``test`` (T, h*w, D); ``labels`` (T,), ``masks`` (T, H, W)."""
+@dataclasses.dataclass(frozen=True)
+class Variant:
+    """``name``; ``changes`` to the settings; ``recipe`` of form 'wedge'; ``patchcore`` for the baseline instead."""
 
-    train: Tensor
-    test: Tensor
-    labels: np.ndarray
-    masks: np.ndarray | None
+    name: str
+    changes: dict[str, Any] = dataclasses.field(default_factory=dict)
+    recipe: Recipe = RECIPE
+    patchcore: bool = False
 
-    def select(self, columns: slice | Sequence[int]) -> "Features":
-        """Only some of the D columns."""
-        return Features(
-            self.train[..., columns].contiguous(), self.test[..., columns].contiguous(), self.labels, self.masks
+    def apply(self, settings: Settings) -> Settings:
+        """The settings with its changes; the baseline has the backbone of the settings."""
+        if self.patchcore:
+            settings = dataclasses.replace(
+                settings, patchcore_backbone=settings.backbone, patchcore_weights=settings.backbone_weights
+            )
+        return dataclasses.replace(settings, **self.changes)
+
+
+@contextlib.contextmanager
+def few_images(settings: Settings, category: str, images: int | None) -> Iterator[Settings]:
+    """Settings by which a category has no more than so many of its training images, and writes into a folder that
+    goes away: links to the data, evenly spaced."""
+    with tempfile.TemporaryDirectory() as folder:
+        root = Path(folder, "data", category)
+        (root / "train" / "good").mkdir(parents=True)
+        samples = train_samples(settings, category)
+        for sample in samples if images is None else evenly(samples, images):
+            (root / "train" / "good" / sample.path.name).symlink_to(sample.path.resolve())
+        for part in ("test", "ground_truth"):
+            if (source := settings.data_path / category / part).is_dir():
+                (root / part).symlink_to(source.resolve())
+        yield dataclasses.replace(
+            settings, data_path=root.parent, save_dir=Path(folder, "wedge"), patchcore_dir=Path(folder, "patchcore")
         )
 
-    def mapped(self, whitening: Whitening | None) -> "Features":
-        """All of them in a metric."""
-        if whitening is None:
-            return self
-        return Features(whitening(self.train), whitening(self.test), self.labels, self.masks)
+
+def train_variant(variant: Variant, settings: Settings, category: str) -> tuple[Detector, float]:
+    """Train a variant by settings of ``few_images``; its detector, and the seconds from files to a bank."""
+    settings = dataclasses.replace(variant.apply(settings), save_dir=settings.save_dir / variant.name.replace("/", "_"))
+    start = time.perf_counter()
+    method = patchcore_method(settings) if variant.patchcore else wedge_net_method(settings, variant.recipe)
+    train_category(settings, category, method, overwrite=True)
+    seconds = time.perf_counter() - start
+    if variant.patchcore:
+        return load_patchcore(settings, category), seconds
+    return load_detector(settings, category, settings.sampling_ratio[0], method.net)[0], seconds
 
 
-def single_bank(settings: Settings) -> Settings:
-    """The settings with one memory bank, as variants are compared here: 'condition' has several and is left out."""
-    return replace(settings, frequency_stream="off") if settings.frequency_stream == "condition" else settings
-
-
-def extract(net: Net, settings: Settings, category: str) -> Features:
-    """The features of a category's training and test images."""
-    good, samples = train_samples(settings, category), samples_for_test(settings, category)
-    settings = with_bit_depth(good, settings)
-    labels = np.array([sample.label for sample in samples])
-    return Features(
-        extract_features(net, good, settings, f"{category}: training features"),
-        extract_features(net, samples, settings, f"{category}: test features"),
-        labels,
-        _masks(samples, settings) if all(sample.mask for sample in samples if sample.label) else None,
-    )
-
-
-def _masks(samples: Sequence[Sample], settings: Settings) -> np.ndarray:
-    return torch.cat([batch.masks for batch in batches(samples, settings)]).numpy()
-
-
-def banks(features: Features, sizes: Sequence[int], seed: int, dtype: torch.dtype, what: str) -> Iterator[Tensor]:
-    """(T, h*w) distances of the test patches to a bank of each size; all sizes come from one selection."""
-    patches = features.train.flatten(0, 1)
-    chosen = greedy_coreset(patches, max(sizes), seed, progress=True)
-    for size in sizes:
-        bank = MemoryBank(patches[chosen[:size].sort().values].to(dtype))
-        parts = progress(
-            features.test.split(_AT_ONCE), f"{what}, {len(bank)} vectors", -(-len(features.test) // _AT_ONCE)
-        )
-        yield torch.cat([bank.nearest(part.flatten(0, 1)).view(part.shape[:2]) for part in parts])
-
-
-def predict(distances: Tensor, image_size: tuple[int, int], scoring: Scoring) -> Prediction:
-    """(T, h*w) distances -> the images' scores and anomaly maps."""
-    grid = grid_size(image_size)
-    return AnomalyMap(grid, image_size, scoring).predict(distances.view(-1, *grid))
+def measure_detector(
+    detector: Detector, settings: Settings, category: str, corruptions: Sequence[Corruption] = (), pixels: bool = True
+) -> Iterator[Row]:
+    """A row for the images as they are, then one for each corruption and level: figures of merit, and the rates at the
+    threshold that training set for 5 % false alarms."""
+    samples = test_samples(settings, category)
+    threshold = training_threshold(detector.calibration_scores.numpy(), FALSE_ALARMS)
+    levels = [(CLEAN, None, 0.0)] + [(each.kind, each, level) for each in corruptions for level in each.levels if level]
+    for kind, corruption, level in levels:
+        alter = None if corruption is None else corruption.hook(settings, level, settings.seed)
+        what = f"{category}, {kind} {level:g}" if level else f"{category}, {kind}"
+        (scored,) = score_samples([detector], samples, settings, what, alter)
+        metrics = evaluate(scored.labels, scored.scores, scored.masks if pixels else None, scored.maps, detector.inside)
+        alarms, detections = alarm_rates(scored.labels, scored.scores, threshold)
+        yield {
+            "corruption": kind,
+            "level": level,
+            "image_auroc": metrics.image_auroc,
+            "pixel_auroc": metrics.pixel_auroc,
+            "aupro": metrics.aupro,
+            "false_alarm_rate": alarms,
+            "detection_rate": detections,
+        }

@@ -4,6 +4,7 @@ import functools
 import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from models.backbone import IMAGENET_MEAN, IMAGENET_STD, build_backbone, feature
 from models.detector import Detector
 from models.errors import InputError
 from models.patchcore import PatchCore
-from utils.pipeline.checkpoint import as_checkpoint, make_bank, make_detector, misfit
+from utils.pipeline.checkpoint import as_checkpoint, make_bank, make_detector, misfit, region_misfit
 from utils.settings import Settings, ratio_name
 
 _ANOMALIB_BANK = "model.memory_bank"  # in the state dict of a Lightning checkpoint of anomalib 2
@@ -80,8 +81,9 @@ def load_patchcore(settings: Settings, category: str) -> Detector | None:
     """The baseline's detector with the largest bank of a category, or None if PatchCore_DIR holds none.
 
     A bank is one of train_patchcore.py's files, a dict with ``memory_bank``, a bare (M, D) tensor, or a PatchCore
-    checkpoint of anomalib 2, whose own backbone weights are then used. Of others' files nothing tells how their images
-    were resized and cropped: the settings have to agree with it. Nothing in a file is executed.
+    checkpoint of anomalib 2, whose own backbone weights are then used. Ours tell the backbone they were made with,
+    whatever PATCHCORE_BACKBONE says now; of others' files nothing tells how their images were resized and cropped, so
+    that the settings have to agree with it. Nothing in a file is executed.
 
     Raises :class:`InputError` if the file is unreadable, holds no bank, or does not fit the settings or the backbone.
     """
@@ -91,13 +93,18 @@ def load_patchcore(settings: Settings, category: str) -> Detector | None:
     path, _ = found
     contents = _read(path)
     if isinstance(contents, dict) and "format" in contents:
-        net = build_patchcore(settings)
         checkpoint = as_checkpoint(contents, path)
-        if reason := misfit(checkpoint, patchcore_embedding(settings), net):
+        made_with = checkpoint.settings.get("PATCHCORE_BACKBONE")
+        if isinstance(made_with, str) and made_with != settings.patchcore_backbone:
+            # PATCHCORE_WEIGHTS are those of the other backbone.
+            settings = replace(settings, patchcore_backbone=made_with, patchcore_weights=None)
+        net = build_patchcore(settings)
+        reason = misfit(checkpoint, patchcore_embedding(settings), net) or region_misfit(checkpoint, settings, category)
+        if reason is not None:
             raise InputError(
                 f"memory bank {path} does not fit: {reason}; change the setting or run train_patchcore.py again"
             )
-        return make_detector(checkpoint, net, settings.image_size, path)
+        return make_detector(checkpoint, net.with_state(checkpoint.state), settings.image_size, path)
     bank, weights = _find_bank(contents, path)
     dim = patchcore_dim(settings)
     if bank.shape[1] != dim:
