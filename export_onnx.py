@@ -154,7 +154,8 @@ def compare(
     # Rounding acts on squared distances, whose root magnifies it near zero: where a patch is in the memory itself. So
     # squares are compared, on the scale of a good part's at least; of all other scores that is the relative difference.
     usual = np.median(model.info.calibration_scores)
-    difference = float((np.abs(found**2 - wanted**2) / (2 * np.maximum(wanted**2, usual**2))).max())
+    squares = np.abs(found - wanted) * (np.abs(found) + np.abs(wanted))
+    difference = float((squares / (2 * np.maximum(wanted**2, usual**2))).max())
     return Comparison(len(samples), difference, map_difference, auroc(labels, found), auroc(labels, wanted), int(flips))
 
 
