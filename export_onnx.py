@@ -28,7 +28,7 @@ import torch
 import config
 from models.detector import Detector
 from models.errors import InputError
-from models.onnx_detector import file_graph
+from models.onnx_detector import detector_graph
 from models.onnx_graph import OPSET
 from models.wedge_net import WedgeNet
 from utils.atomic import atomic_file
@@ -89,7 +89,7 @@ def write_model(
 ) -> None:
     """Write a detector as ONNX, after a comparison with PyTorch on ``samples``; ``int8_images`` make 8 bits of it."""
     int8 = int8_images is not None
-    graph = file_graph(detector, int8_images)
+    graph = detector_graph(detector, int8_images)
     info = model_info(
         category,
         checkpoint.calibration_scores.numpy(),
@@ -162,7 +162,8 @@ def compare(
     # Rounding acts on squared distances, whose root magnifies it near zero: where a patch is in the memory itself. So
     # squares are compared, on the scale of a good part's at least; of all other scores that is the relative difference.
     usual = np.median(model.info.calibration_scores)
-    difference = float((np.abs(found**2 - wanted**2) / (2 * np.maximum(wanted**2, usual**2))).max())
+    squares = np.abs(found - wanted) * (np.abs(found) + np.abs(wanted))
+    difference = float((squares / (2 * np.maximum(wanted**2, usual**2))).max())
     return Comparison(len(samples), difference, map_difference, auroc(labels, found), auroc(labels, wanted), int(flips))
 
 

@@ -32,7 +32,7 @@ READING = ("condition", "unfamiliar", "statistics")  # outputs
 LARGEST = 2**31 - 2**20  # bytes that one protobuf file can hold, with room for the graph itself
 
 
-def file_graph(detector: Detector, int8_images: Iterable[np.ndarray] | None = None) -> onnx.ModelProto:
+def detector_graph(detector: Detector, int8_images: Iterable[np.ndarray] | None = None) -> onnx.ModelProto:
     """One checked ONNX model of a detector on the CPU, for a file.
 
     Input ``image`` (N, H, W, 3) uint8 RGB; outputs ``score`` (N,) and ``anomaly_map`` (N, H, W), N open; with a

@@ -1,6 +1,7 @@
 """A data set small enough to train on in a second, and the command line that fits it."""
 
 import os
+import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -49,14 +50,13 @@ def data(tmp_path: Path) -> Path:
     return root
 
 
-@pytest.fixture
-def flags(data: Path, tmp_path: Path) -> list[str]:
-    """What every script is called with here: the small data set and backbone, one condition, folders of its own."""
+def small_flags(root: Path) -> list[str]:
+    """The small backbone and pictures, one condition, and folders below ``root``."""
     pairs = {
-        "data-path": data,
-        "save-dir": tmp_path / "out",
+        "data-path": root / "data",
+        "save-dir": root / "out",
         "backbone": "efficientnet_lite0",
-        "patchcore-dir": tmp_path / "patchcore",
+        "patchcore-dir": root / "patchcore",
         "patchcore-backbone": "efficientnet_lite0",
         "form": "wedge",
         "conditions": "clean",
@@ -67,6 +67,39 @@ def flags(data: Path, tmp_path: Path) -> list[str]:
         "device": "cpu",
     }
     return [text for name, value in pairs.items() for text in (f"--{name}", str(value))]
+
+
+@pytest.fixture
+def flags(data: Path, tmp_path: Path) -> list[str]:
+    """What every script is called with here."""
+    return small_flags(tmp_path)
+
+
+@pytest.fixture(scope="session")
+def banks_of_tile(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with what training 'tile' leaves: out/, with 10 % of the patches, and patchcore/, with all of them."""
+    import train
+    import train_patchcore
+
+    root = tmp_path_factory.mktemp("banks")
+    make_category(root / "data", "tile", 0)
+    assert train.main(small_flags(root)) == 0
+    assert train_patchcore.main([*small_flags(root), "--sampling-ratio", "1"]) == 0
+    return root
+
+
+@pytest.fixture
+def trained(flags: list[str], tmp_path: Path, banks_of_tile: Path) -> list[str]:
+    """The flags, after training 'tile'."""
+    shutil.copytree(banks_of_tile / "out", tmp_path / "out")
+    return flags
+
+
+@pytest.fixture
+def patchcore_bank(flags: list[str], tmp_path: Path, banks_of_tile: Path) -> Path:
+    """The file of PatchCore's whole bank of 'tile', in its place."""
+    shutil.copytree(banks_of_tile / "patchcore", tmp_path / "patchcore")
+    return tmp_path / "patchcore/model_data_tile.pt"
 
 
 @dataclass(frozen=True)

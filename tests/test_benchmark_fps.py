@@ -94,29 +94,34 @@ def test_a_bank_that_is_missing_is_named_and_the_first_row_is_the_measure(flags,
     assert number(rows[0], "speed_up") == 1
 
 
-def test_a_category_without_a_bank_does_not_cost_the_others(flags, tmp_path, capsys):
-    assert train.main(flags) == 0
-    assert benchmark_fps.main([*flags, "--category", "all", "--calls", "2"]) == 1
+def test_a_category_without_a_bank_does_not_cost_the_others(trained, tmp_path, capsys):
+    assert benchmark_fps.main([*trained, "--category", "all", "--calls", "2"]) == 1
     error = capsys.readouterr().err
     assert "error: bolt: bolt has no memory bank in SAVE_DIR" in error
     assert error.splitlines()[-1] == "1 of 2 failed: bolt"
     assert [row["category"] for row in read(tmp_path)] == ["tile", "mean"]
-    assert benchmark_fps.main([*flags, "--category", "bolt", "--calls", "2"]) == 2
+    assert benchmark_fps.main([*trained, "--category", "bolt", "--calls", "2"]) == 2
 
 
-def test_an_unreadable_bank_is_one_line(flags, tmp_path, capsys):
-    assert train.main(flags) == 0
+def test_a_baseline_of_another_backbone_tells_its_own(trained, tmp_path):
+    """As where the settings have changed since train_patchcore.py ran."""
+    assert train_patchcore.main([*trained, "--patchcore-backbone", "efficientnet_lite1"]) == 0
+    assert benchmark_fps.main([*trained, "--calls", "2"]) == 0
+    assert [(row["model"], row["backbone"]) for row in read(tmp_path)] == [
+        (PATCHCORE, "efficientnet_lite1"), (WEDGE_NET, "efficientnet_lite0")
+    ]  # fmt: skip
+
+
+def test_an_unreadable_bank_is_one_line(trained, tmp_path, capsys):
     (tmp_path / "out/10pct/model_data_tile_10pct.pt").write_bytes(b"no checkpoint")
-    capsys.readouterr()
-    assert benchmark_fps.main([*flags, "--calls", "2"]) == 2
+    assert benchmark_fps.main([*trained, "--calls", "2"]) == 2
     (line,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error")]
     assert "model_data_tile_10pct.pt cannot be read" in line
 
 
-def test_auroc_that_is_undefined_is_an_empty_cell(flags, data, tmp_path):
-    assert train.main(flags) == 0
+def test_auroc_that_is_undefined_is_an_empty_cell(trained, data, tmp_path):
     shutil.rmtree(data / "tile/test/good")
-    assert benchmark_fps.main([*flags, "--calls", "2"]) == 0
+    assert benchmark_fps.main([*trained, "--calls", "2"]) == 0
     (row,) = read(tmp_path)
     assert row["image_auroc"] == ""
     assert number(row, "fps") > 0
@@ -128,9 +133,8 @@ def test_calls_must_be_a_count(flags, calls, capsys):
     assert "--calls" in capsys.readouterr().err
 
 
-def test_end_to_end_is_from_pixels_to_the_score_of_evaluation(flags):
-    assert train.main(flags) == 0
-    settings, _ = SettingsParser(config, None).read(flags)
+def test_end_to_end_is_from_pixels_to_the_score_of_evaluation(trained):
+    settings, _ = SettingsParser(config, None).read(trained)
     detector, _ = load_detector(settings, "tile", 0.1, build_net(settings))
     samples = test_samples(settings, "tile")
     (scored,) = score_samples([detector], samples, settings, "test")
@@ -141,7 +145,7 @@ def test_end_to_end_is_from_pixels_to_the_score_of_evaluation(flags):
     bound, search, end_to_end = timed_calls(detector, pixels)
     expected = [scored.scores[place] for place in (0, 4, 7)] * 2  # the first, the last, one between; then over again
     np.testing.assert_allclose([end_to_end() for _ in expected], expected, rtol=1e-4)
-    assert search().shape == (1, 8, 8)
+    assert [distances.shape for distances in search()] == [(1, 8 * 8), (1, 4 * 4)]
     layer2, layer3 = bound()
     assert layer2.shape[-2:] == (8, 8)
     assert layer3.shape[-2:] == (4, 4)

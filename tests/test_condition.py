@@ -173,17 +173,6 @@ def test_nothing_crosses_the_batch(stream):
         torch.testing.assert_close(together[place], torch.cat([reading[place] for reading in alone]))
 
 
-def test_a_gpus_way_measures_the_same(stream, monkeypatch):
-    """A GPU and an exported graph work on tensors, all images at once, a CPU on arrays, one by one."""
-    images = in_condition(parts(6, 4), "noise10")
-    images[1] *= 0.4
-    light, expected = stream.measure_light(images), stream(images)
-    assert not torch.equal(expected.images[1], images[1])
-    monkeypatch.setattr("models.condition._in_numpy", lambda batch: False)
-    torch.testing.assert_close(stream.measure_light(images), light)
-    torch.testing.assert_close(stream(images), expected, atol=1e-5, rtol=1e-4)
-
-
 def test_few_or_equal_training_images_do_not_break_it():
     for images in (parts(1, 0), parts(1, 0).repeat(5, 1, 1, 1), torch.zeros(3, 3, 96, 96)):
         stream = ConditionStream("haar", NAMES, True, (96, 96))

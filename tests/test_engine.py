@@ -202,7 +202,7 @@ def test_an_export_that_fails_or_differs_is_not_used(monkeypatch):
     engine, images = make_engine(random_backbone("timm:test_resnet"), CPU), torch.rand(1, 3, 64, 64)
     refusal = "timm:test_resnet cannot run in onnxruntime: set ENGINE = 'torch'"
     with monkeypatch.context() as failing:
-        failing.setattr("models.onnx_graph.onnx_graph", lambda *_: written_graph(nn.Sequential(nn.GELU())))
+        failing.setattr("models.onnx_graph.trunk_graph", lambda *_: written_graph(nn.Sequential(nn.GELU())))
         with pytest.raises(InputError, match=rf"{refusal} \(no ONNX operator is known for GELU"):
             engine(images)
     monkeypatch.setattr("models.engine.TOLERANCE", 0.0)

@@ -11,7 +11,6 @@ from PIL import Image
 
 import config
 import train
-import train_patchcore
 import utils.pictures.panels
 import visualize_color_robustness
 import visualize_noise_robustness
@@ -20,7 +19,7 @@ from utils.data.corruptions import color_jitter, gaussian_noise
 from utils.data.dataset import batches, test_samples
 from utils.pictures.panels import Maps, colour_scale, draw_levels
 from utils.pipeline.checkpoint import build_net, load_detector
-from utils.pipeline.patchcore import load_patchcore, patchcore_path
+from utils.pipeline.patchcore import load_patchcore
 from utils.settings import SettingsParser
 
 test_samples.__test__ = False
@@ -35,20 +34,8 @@ def figures(monkeypatch):
     return drawn
 
 
-@pytest.fixture
-def trained(flags):
-    assert train.main(flags) == 0
-    return flags
-
-
 def settings_of(flags):
     return SettingsParser(config, None).read(flags)[0]
-
-
-def save_patchcore(flags):
-    """Train a whole PatchCore bank; returns the file."""
-    assert train_patchcore.main([*flags, "--sampling-ratio", "1"]) == 0
-    return patchcore_path(settings_of(flags), "tile", 1.0)
 
 
 def shown(axis):
@@ -82,8 +69,9 @@ def test_six_columns_hold_what_they_say(trained, figures):
     batch = next(batches(samples[4:5], settings))
     every = torch.cat([detector.predict(other.images).maps for other in batches(samples, settings)])
     image = batch.images[0].permute(1, 2, 0).numpy()
-    layer2 = detector.net.backbone(batch.images)[0][0]
-    bands = pywt.dwt2(batch.images[0].numpy(), "haar", mode="symmetric", axes=(1, 2))[1]
+    aligned = detector.net.stream(batch.images).images  # the light is
+    layer2 = detector.net.backbone(aligned)[0][0]
+    bands = pywt.dwt2(aligned[0].numpy(), "haar", mode="symmetric", axes=(1, 2))[1]
     detail = np.sqrt(sum(np.square(band).sum(axis=0) for band in bands))
 
     def scaled(values):
@@ -100,7 +88,8 @@ def test_six_columns_hold_what_they_say(trained, figures):
     score, threshold = every[4].max().item(), conformal_threshold(checkpoint.calibration_scores.numpy(), 0.5)
     assert threshold < checkpoint.calibration_scores.max()
     title = figures["spot_000.png"].get_suptitle()
-    assert title.startswith("tile/spot/000.png") and title.endswith(f"score {score:.4g} > {threshold:.4g}: defective")
+    assert title.startswith("tile/spot/000.png    condition clean ")
+    assert title.endswith(f"score {score:.4g} > {threshold:.4g}: defective")
 
     limits = {axis.get_images()[0].get_clim() for figure in figures.values() for axis in figure.axes[4:5]}
     assert len(figures) == 4  # each defective image
@@ -119,14 +108,21 @@ def test_a_limit_is_spread_over_the_defects(trained, data, figures, capsys):
     assert "--limit: must be a whole number of at least 1, not '0'" in capsys.readouterr().err
 
 
-def test_what_is_off_or_absent_is_a_grey_panel(flags, data, figures):
-    plain = [*flags, "--use-semantic", "false", "--frequency-stream", "off"]
+def test_a_mask_that_is_absent_is_a_grey_panel(trained, data, figures):
     shutil.rmtree(data / "tile/ground_truth")
-    assert train.main(plain) == 0
-    assert figure3.main([*plain, "--limit", "1"]) == 0
+    assert figure3.main([*trained, "--limit", "1"]) == 0
     axes = figures["spot_000.png"].axes
-    assert [axis.texts[0].get_text() for axis in axes[1:4]] == ["no mask", "off", "off"]
-    assert not any(axis.get_images() for axis in axes[1:4])
+    assert axes[1].texts[0].get_text() == "no mask" and not axes[1].get_images()
+
+
+@pytest.mark.parametrize("form", ["wedge", "paper"])
+@pytest.mark.parametrize("semantic", [True, False])
+def test_the_semantic_map_is_shown_and_says_whether_it_counts(flags, figures, form, semantic):
+    own = [*flags, "--form", form, "--use-semantic", str(semantic)]
+    assert train.main(own) == figure3.main([*own, "--limit", "1"]) == 0
+    panel = figures["spot_000.png"].axes[3]
+    assert (shown(panel).min(), shown(panel).max()) == (0, 1)
+    assert panel.get_xlabel() == "0 to 1 in each image" + ("" if semantic else ", not in the score")
 
 
 def test_a_category_without_defects_does_not_cost_the_others(flags, data, figures, capsys):
@@ -151,8 +147,7 @@ def test_a_category_without_defects_does_not_cost_the_others(flags, data, figure
         (visualize_color_robustness, "Figure_Color_Robustness_tile_Final.png", (0, 1, 2, 3), color_jitter),
     ],
 )
-def test_four_levels_of_four_columns(trained, figures, script, file, levels, corrupt):
-    save_patchcore(trained)
+def test_four_levels_of_four_columns(trained, patchcore_bank, figures, script, file, levels, corrupt):
     assert script.main(trained) == 0
     settings = settings_of(trained)
     image = next(batches(test_samples(settings, "tile")[:1], settings)).images
@@ -199,12 +194,11 @@ def test_several_ratios_do_not_overwrite_each_other(flags, figures):
     }
 
 
-def test_an_unreadable_patchcore_bank_is_one_line_and_a_grey_column(trained, figures, capsys):
-    path = save_patchcore(trained)
-    path.write_bytes(b"nothing")
+def test_an_unreadable_patchcore_bank_is_one_line_and_a_grey_column(trained, patchcore_bank, figures, capsys):
+    patchcore_bank.write_bytes(b"nothing")
     assert visualize_noise_robustness.main(trained) == 2
     error = capsys.readouterr().err.strip().splitlines()
-    assert len(error) == 1 and error[0].startswith(f"error: memory bank {path} cannot be read")
+    assert len(error) == 1 and error[0].startswith(f"error: memory bank {patchcore_bank} cannot be read")
     texts = [text.get_text() for axis in figures["Figure_Noise_Robustness_tile.png"].axes for text in axis.texts]
     assert texts == ["Skipped"] * 4
 

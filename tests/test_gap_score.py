@@ -27,16 +27,16 @@ COLUMNS = [
 @pytest.fixture
 def both(flags, tmp_path):
     """The flags with the folders of both kinds of bank, which are not made yet."""
-    return [*flags, "--semanticon-dir", str(tmp_path / "out"), "--semanticoff-dir", str(tmp_path / "off")]
+    return [*flags, "--semanticoff-dir", str(tmp_path / "out"), "--semanticon-dir", str(tmp_path / "on")]
 
 
 def train_both(flags, tmp_path, *more):
     assert train.main([*flags, *more]) == 0
-    assert train.main([*flags, *more, "--use-semantic", "False", "--save-dir", str(tmp_path / "off")]) == 0
+    assert train.main([*flags, *more, "--use-semantic", "True", "--save-dir", str(tmp_path / "on")]) == 0
 
 
 def read(tmp_path):
-    with open(tmp_path / "out/result_gap_via_sem_onoff.csv", newline="", encoding="utf-8") as file:
+    with open(tmp_path / "on/result_gap_via_sem_onoff.csv", newline="", encoding="utf-8") as file:
         return list(csv.DictReader(file))
 
 
@@ -55,7 +55,7 @@ def test_figures_are_those_of_the_scores(both, tmp_path, capsys):
     assert list(row) == COLUMNS
     assert (row["category"], row["kind"], row["ratio"]) == ("tile", "texture", "0.1")
     gaps = {}
-    for name, semantic, folder in (("off", False, tmp_path / "off"), ("on", True, tmp_path / "out")):
+    for name, semantic, folder in (("off", False, tmp_path / "out"), ("on", True, tmp_path / "on")):
         labels, values = scores(both, semantic, folder)
         good, bad = values[labels == 0], values[labels == 1]
         gaps[name] = bad.mean() - good.mean()
@@ -65,7 +65,7 @@ def test_figures_are_those_of_the_scores(both, tmp_path, capsys):
     assert gaps["on"] != pytest.approx(gaps["off"], rel=1e-3)
     assert float(row["improvement_percent"]) == pytest.approx((gaps["on"] / gaps["off"] - 1) * 100, rel=1e-3)
     assert f"{gaps['on']:.4f}" in capsys.readouterr().out
-    assert (tmp_path / "out/result_gap_via_sem_onoff.png").stat().st_size > 5_000
+    assert (tmp_path / "on/result_gap_via_sem_onoff.png").stat().st_size > 5_000
 
 
 def test_all_categories_and_ratios_end_with_averages(both, data, tmp_path):
@@ -90,16 +90,17 @@ def test_a_missing_bank_costs_its_category_only(both, tmp_path, capsys):
     assert train.main([*both, "--category", "bolt"]) == 0
     assert eval_gap_score.main([*both, "--category", "all"]) == 1
     error = capsys.readouterr().err
-    assert f"error: bolt: memory bank {tmp_path / 'off/10pct/model_data_bolt_10pct.pt'} is missing" in error
+    assert f"error: bolt: memory bank {tmp_path / 'on/10pct/model_data_bolt_10pct.pt'} is missing" in error
+    assert f"make it with train.py --use-semantic True --save-dir {tmp_path / 'on'}" in error
     assert error.splitlines()[-1] == "1 of 2 failed: bolt"
     assert [row["category"] for row in read(tmp_path)] == ["tile", "mean"]
 
 
 def test_a_bank_of_the_other_kind_is_refused(both, tmp_path, capsys):
     assert train.main(both) == 0
-    shutil.copytree(tmp_path / "out", tmp_path / "off")
+    shutil.copytree(tmp_path / "out", tmp_path / "on")
     assert eval_gap_score.main(both) == 2
-    assert "USE_SEMANTIC = True, the setting is False" in capsys.readouterr().err
+    assert "USE_SEMANTIC = False, the setting is True" in capsys.readouterr().err
 
 
 def test_without_defects_the_figures_are_empty(both, data, tmp_path, capsys):
@@ -113,7 +114,7 @@ def test_without_defects_the_figures_are_empty(both, data, tmp_path, capsys):
 
 
 def test_a_folder_that_cannot_be_written_is_said_before_the_work(both, tmp_path, capsys):
-    (tmp_path / "out").write_text("a file, not a folder")
+    (tmp_path / "on").write_text("a file, not a folder")
     assert eval_gap_score.main(both) == 2
     assert "SemanticON_DIR" in capsys.readouterr().err
 

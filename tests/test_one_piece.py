@@ -16,7 +16,7 @@ from models.engine import OnnxEngine
 from models.errors import InputError
 from models.frequency import FrequencyGate
 from models.memory_bank import MemoryBank
-from models.onnx_detector import AT_ONCE, TILE, OnePiece, file_graph, memory_graph
+from models.onnx_detector import AT_ONCE, TILE, OnePiece, detector_graph, memory_graph
 from models.onnx_graph import trunk_graph
 from models.patchcore import PatchCore
 from models.wedge_net import RECIPE, WedgeNet
@@ -197,13 +197,13 @@ def test_a_graph_is_written_in_no_time_and_valid(lite):
         best = min(best, time.process_time() - start)
     assert best < 0.5
     onnx.checker.check_model(graph, full_check=True)
-    onnx.checker.check_model(file_graph(detector), full_check=True)
+    onnx.checker.check_model(detector_graph(detector), full_check=True)
 
 
 def test_a_file_and_the_graph_in_memory_agree(lite):
     (detector,) = make_detectors(lite, (64, 64), "onnxruntime")
     pixels = (pictures(3, (64, 64), 10) * 255).round().to(torch.uint8)
-    session = onnxruntime.InferenceSession(file_graph(detector).SerializeToString())
+    session = onnxruntime.InferenceSession(detector_graph(detector).SerializeToString())
     names = [output.name for output in session.get_outputs()]
     assert names == ["score", "anomaly_map", "condition", "unfamiliar"]
     scores = session.run(["score"], {"image": pixels.permute(0, 2, 3, 1).numpy()})[0]

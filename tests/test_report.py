@@ -4,12 +4,10 @@ import base64
 import io
 from html.parser import HTMLParser
 
-import ablation_frequency
 import numpy as np
 import pytest
 from PIL import Image
 
-import ablation
 import benchmark_fps
 import eval_blur_robustness
 import eval_color_robustness
@@ -19,7 +17,6 @@ import evaluation
 import make_report
 import test as draw_results
 import train
-import train_patchcore
 import visualize_color_robustness
 import visualize_noise_robustness
 from utils.data.sample_data import is_rendered, render_image
@@ -70,7 +67,7 @@ def report(flags, tmp_path, *more):
 @pytest.fixture
 def every(flags, tmp_path):
     """The flags of all scripts."""
-    return [*flags, "--semanticon-dir", str(tmp_path / "out"), "--semanticoff-dir", str(tmp_path / "off")]
+    return [*flags, "--semanticoff-dir", str(tmp_path / "out"), "--semanticon-dir", str(tmp_path / "on")]
 
 
 def test_before_anything_is_made_each_section_names_its_command(every, tmp_path, capsys):
@@ -81,7 +78,7 @@ def test_before_anything_is_made_each_section_names_its_command(every, tmp_path,
         "what-the-frequency-stream-is-worth", "how-it-was-made",
     ]  # fmt: skip
     assert page.links == ["#" + name for name in page.sections]
-    assert page.text.count("Not made yet") == 10
+    assert page.text.count("Not made yet") == 11
     for script in ("evaluation", "benchmark_fps", "test", "eval_noise_robustness", "visualize_color_robustness"):
         assert f"python {script}.py --data-path {tmp_path / 'data'}" in page.text
     assert "SAMPLING_RATIO 0.1" in page.text
@@ -91,46 +88,39 @@ def test_before_anything_is_made_each_section_names_its_command(every, tmp_path,
     assert f"report: {tmp_path / 'out/report.html'}" in capsys.readouterr().out
 
 
-def test_every_script_has_its_place(every, tmp_path):
-    assert train.main(every) == 0
-    assert train.main([*every, "--use-semantic", "False", "--save-dir", str(tmp_path / "off")]) == 0
-    assert train_patchcore.main([*every, "--sampling-ratio", "1"]) == 0
+def test_every_script_has_its_place(every, tmp_path, trained, patchcore_bank):
+    """But the ablations, which are tested with their sections."""
+    assert train.main([*every, "--use-semantic", "True", "--save-dir", str(tmp_path / "on")]) == 0
     assert draw_results.main([*every, "--limit", "1"]) == benchmark_fps.main([*every, "--calls", "2"]) == 0
-    for script in (
-        evaluation, eval_noise_robustness, eval_color_robustness, visualize_noise_robustness,
-        visualize_color_robustness, eval_gap_score, ablation, eval_blur_robustness,
+    assert evaluation.main(every) == eval_gap_score.main(every) == 0
+    for script, levels in (
+        (eval_noise_robustness, "0,10"), (eval_color_robustness, "0,1"), (eval_blur_robustness, "0,1"),
     ):  # fmt: skip
-        assert script.main(every) == 0
-    assert ablation_frequency.main([*every, "--conditions", "clean,blur1"]) == 0
+        assert script.main([*every, "--levels", levels]) == 0
+    assert visualize_noise_robustness.main(every) == visualize_color_robustness.main(every) == 0
     document, page = report(every, tmp_path)
-    assert "Not made yet" not in page.text
+    assert page.text.count("Not made yet") == 2
 
-    out = tmp_path / "out"
     shown = {
-        "final_evaluation_results.csv": ("image_auroc", "pixel_auroc", "aupro", "f1_max", "f1_threshold", "bank_mb"),
-        "benchmark_fps_results_10pct.csv": (
-            "image_auroc",
-            "fps",
-            "p95_ms",
-            "end_to_end_fps",
-            "backbone_fps",
-            "machine",
+        "out/final_evaluation_results.csv": (
+            "image_auroc", "pixel_auroc", "aupro", "f1_max", "f1_threshold", "bank_mb",
         ),
-        "full_noise_comparison_smoothed_tile_10pct.csv": ("level", "wedge_net_auroc", "patchcore_detection_rate"),
-        "final_color_comparison_tile_10pct.csv": ("level", "patchcore_auroc", "wedge_net_false_alarm_rate"),
-        "full_blur_comparison_tile_10pct.csv": ("level", "wedge_net_auroc", "wedge_net_false_alarm_rate"),
-        "ablation_frequency_10pct_summary.csv": ("variant", "clean_auroc", "blur_auroc", "train_s", "fps"),
-        "ablation_10pct.csv": ("variant", "image_auroc", "aupro"),
-        "result_gap_via_sem_onoff.csv": ("gap_off", "gap_on", "separation_on", "auroc_off"),
-    }
+        "out/benchmark_fps_results_10pct.csv": (
+            "image_auroc", "fps", "p95_ms", "end_to_end_fps", "backbone_fps", "machine",
+        ),
+        "out/full_noise_comparison_smoothed_tile_10pct.csv": ("level", "wedge_net_auroc", "patchcore_detection_rate"),
+        "out/final_color_comparison_tile_10pct.csv": ("level", "patchcore_auroc", "wedge_net_false_alarm_rate"),
+        "out/full_blur_comparison_tile_10pct.csv": ("level", "wedge_net_auroc", "wedge_net_false_alarm_rate"),
+        "on/result_gap_via_sem_onoff.csv": ("gap_off", "gap_on", "separation_on", "auroc_off"),
+    }  # fmt: skip
     for file, columns in shown.items():
-        assert str(out / file) in page.text
-        for row in read_csv(out / file):
+        assert str(tmp_path / file) in page.text
+        for row in read_csv(tmp_path / file):
             for column in columns:
                 assert format_cell(column, row[column]) in page.text, (file, column)
 
-    pictures = [*out.glob("*.png"), *out.glob("10pct/results/tile/*.png")]
-    assert len(page.images) == len(pictures) == 11
+    pictures = [*tmp_path.glob("o*/*.png"), *tmp_path.glob("out/10pct/results/tile/*.png")]
+    assert len(page.images) == len(pictures) == 10
     for uri in page.images:
         kind, data = uri.removeprefix("data:image/").split(";base64,")
         with Image.open(io.BytesIO(base64.b64decode(data))) as image:
@@ -231,7 +221,9 @@ def test_photographs_are_embedded_as_jpeg_and_drawings_as_they_are(tmp_path):
 
 
 def test_the_conditions_of_the_test_images_are_shown(every, tmp_path):
-    own = [*every, "--frequency-stream", "condition", "--conditions", "clean,blur1"]
+    own = [*every, "--conditions", "clean,blur1"]
     assert train.main(own) == evaluation.main(own) == 0
     _, page = report(own, tmp_path)
     assert "tile: 8 clean." in page.text
+    _, page = report([*every, "--form", "paper"], tmp_path)
+    assert "FORM is 'paper': it knows no conditions." in page.text

@@ -5,7 +5,7 @@ import pytest
 
 import config
 from models.errors import InputError
-from utils.settings import CONSTANTS, SettingsParser, make_settings, ratio_name
+from utils.settings import BY_FORM, CONSTANTS, SettingsParser, make_settings, ratio_name
 from utils.settings_table import settings_table
 
 DEFAULTS = {name: getattr(config, name) for name in CONSTANTS}
@@ -60,7 +60,7 @@ def test_ratio_names(ratio, name):
         ("WAVELET_TYPE", "morl", "discrete"),
         ("BACKBONE", "resnet51", "resnet50"),
         ("ENGINE", "tensorrt", "onnxruntime"),
-        ("FREQUENCY_STREAM", "fft", "gate"),
+        ("FORM", "original", "wedge, paper"),
         ("DEVICE", "tpu", "'cuda'"),
         ("DEVICE", "cuda:99", "CUDA devices"),
         ("CATEGORY", "", "text"),
@@ -110,6 +110,17 @@ def test_a_bad_command_line_is_one_line(argv):
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize("constant", BY_FORM)
+def test_a_setting_that_form_replaced_is_refused_by_name(tmp_path, constant):
+    file = tmp_path / "mine.py"
+    file.write_text(f"{constant} = None\n")
+    with pytest.raises(InputError, match=rf"^{constant} in .*mine\.py: no setting any more, FORM decides it"):
+        read("--config", str(file))
+    flag = "--" + constant.lower().replace("_", "-")
+    with pytest.raises(InputError, match=f"{flag}: no setting any more, FORM decides it"):
+        read(flag, "x")
+
+
 def test_help_lists_every_setting_with_its_value(capsys):
     with pytest.raises(SystemExit) as caught:
         read("--help", "--seed", "1234")
@@ -118,6 +129,7 @@ def test_help_lists_every_setting_with_its_value(capsys):
     for constant in CONSTANTS:
         assert "--" + constant.lower().replace("_", "-") in shown
     assert "now: resnet50" in shown
+    assert "--metric" not in shown  # it is no setting any more
 
 
 def test_a_missing_constant_is_named():

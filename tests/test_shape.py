@@ -21,7 +21,6 @@ import train_patchcore
 import visualize_noise_robustness
 from models.condition import ConditionStream
 from models.scoring import AnomalyMap
-from models.wedge_net import grid_size
 from tests.test_settings import DEFAULTS
 from utils.data.dataset import batches
 from utils.data.dataset import test_samples as samples_for_test
@@ -207,17 +206,17 @@ def test_the_stream_measures_a_rectangle_as_pywavelets_does(wavelet):
     np.testing.assert_allclose(coarsest[:height, width:], details[0][1].mean(axis=0), atol=1e-4)
 
 
-@pytest.mark.parametrize("stream", ["condition", "gate", "off"])
-def test_an_image_is_embedded_alike_alone_and_among_31_others(long, stream):
-    settings, _ = SettingsParser(config, "").read([*long.flags, "--frequency-stream", stream])
+@pytest.mark.parametrize(("form", "patches"), [("wedge", [8 * 32, 4 * 16]), ("paper", [8 * 32])])
+@pytest.mark.parametrize("semantic", ["true", "false"])
+def test_an_image_is_embedded_alike_alone_and_among_31_others(long, form, patches, semantic):
+    settings, _ = SettingsParser(config, "").read([*long.flags, "--form", form, "--use-semantic", semantic])
     net = build_net(settings)
     images = torch.rand(32, 3, *SHAPE, generator=torch.Generator().manual_seed(2))
-    together = net.embed(images).features
-    assert together.shape[1] == np.prod(grid_size(SHAPE)) == 8 * 32
+    together = net.embed(images)
+    assert [scale.shape[1] for scale in together] == [np.prod(grid) for grid in net.grids(SHAPE)] == patches
     for place in (0, 31):
-        torch.testing.assert_close(
-            net.embed(images[place : place + 1]).features[0], together[place], rtol=1e-4, atol=1e-5
-        )
+        for alone, scale in zip(net.embed(images[place : place + 1]), together, strict=True):
+            torch.testing.assert_close(alone[0], scale[place], rtol=1e-4, atol=1e-5)
 
 
 # --- from file to verdict ---
@@ -254,7 +253,7 @@ def test_another_size_does_not_fit_and_says_both(long, capsys):
 def test_a_scratch_is_found_where_the_part_keeps_its_shape(long, tmp_path):
     found = {}
     for size in ("224,896", "224"):
-        own = [*long.sized(size, tmp_path / size), "--frequency-stream", "off", "--sampling-ratio", "0.02"]
+        own = [*long.sized(size, tmp_path / size), "--conditions", "clean", "--sampling-ratio", "0.02"]
         assert train.main(own) == evaluation.main(own) == 0
         (row,) = read_csv(tmp_path / size / "final_evaluation_results.csv")
         found[size] = row["image_auroc"], row["pixel_auroc"]
