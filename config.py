@@ -11,6 +11,7 @@ CATEGORY = "tile"  # one category, a comma list ("tile, wood") or "all"
 IMAGE_SIZE = 224  # pixels of what the network sees: a number (square), or (height, width) for long parts
 RESIZE = 256  # pixels, used with CENTER_CROP only
 CENTER_CROP = True  # False for long or off-centre parts
+REGION = None  # a picture, white where the part is looked at; None = the category's region.png if it has one
 BIT_DEPTH = None  # of files with 16 bits a channel: 8, 10, 12, 14 or 16 are used; None = found from the training images
 
 # Running

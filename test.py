@@ -5,7 +5,8 @@
 
 Six columns: input, ground truth, frequency map, semantic map, anomaly score, overlay with the defect's outline. The
 semantic map is what USE_SEMANTIC weighs patches by; without it the map is shown all the same, and so labelled. One
-colour scale for all images of a category; the title tells the condition that the image was judged in. Writes
+colour scale for all images of a category; the title tells the condition that the image was judged in, and a dashed line
+the region of interest if there is one. Writes
 SAVE_DIR/10pct/results/tile/<defect>_<image>.png. Settings are in config.py.
 """
 
@@ -69,10 +70,7 @@ def see(net: WedgeNet, samples: Sequence[Sample], settings: Settings) -> Iterato
     """For each sample the image, its mask (None if there is none) and what the two streams see in it."""
     transform = WaveletTransform(settings.wavelet_type).to(net.device)
     for batch in batches(samples, settings):
-        images = batch.images.to(net.device)
-        reading = None if net.stream is None else net.stream(images)
-        if reading is not None:
-            images = reading.images
+        images, reading = net.prepare(batch.images.to(net.device))
         frequency = frequency_map(transform(images)).cpu().numpy()
         semantic = attention_mask(net.backbone(images)[0])[:, 0].cpu().numpy()
         for place, sample in enumerate(batch.samples):
@@ -82,6 +80,7 @@ def see(net: WedgeNet, samples: Sequence[Sample], settings: Settings) -> Iterato
                 frequency=frequency[place],
                 semantic=semantic[place],
                 semantic_counts=settings.use_semantic,
+                region=None if net.region is None else net.region.inside.cpu().numpy() > 0,
                 condition=None if reading is None else net.conditions[reading.conditions[place]].name,
             )
 

@@ -127,6 +127,8 @@ class ConditionStream(nn.Module):
             _Separable(rows, columns, planes=1) for rows, columns in zip(detail_rows, detail_columns, strict=True)
         )
         count, width = len(self.conditions), STATISTICS
+        for seen in ("seen_pixels", "seen_structure", *(f"seen_detail{level}" for level in range(LEVELS))):
+            self.register_buffer(seen, None, persistent=False)  # all: no region of interest
         self.register_buffer("least_light", -torch.ones(4, 2))  # of the training images, see _brightness_and_cast
         self.register_buffer("most_light", torch.ones(4, 2))
         self.register_buffer("means", torch.zeros(count, width))
@@ -139,6 +141,37 @@ class ConditionStream(nn.Module):
         """(B, 3, H, W) images in [0, 1]; nothing crosses the batch."""
         aligned, statistics = self.measure(images)
         return Reading(aligned, statistics, *_one_by_one(self._judge, statistics))
+
+    def look_inside(self, inside: Tensor) -> None:
+        """Take statistics only where ``inside`` (H, W) is not 0: from the coefficients that nothing outside reaches.
+
+        In a region too narrow for any, from those that the least does.
+        """
+        outside = (inside.cpu() == 0).float()
+
+        def touched(bands: _Separable) -> Tensor:
+            return bands.rows.cpu().abs() @ outside @ bands.columns.cpu().abs().T
+
+        def least(touched: Tensor) -> Tensor:
+            return (touched <= touched.min() + 1e-6).flatten().nonzero()[:, 0]
+
+        self.seen_pixels = least(outside[::2, ::2])
+        self.seen_structure = least(touched(self.structure))
+        for level, bands in enumerate(self.details):
+            self.register_buffer(
+                f"seen_detail{level}",
+                least(_detail_bands(touched(bands)[None, None])[0].amax(dim=0)),
+                persistent=False,
+            )
+
+    def _seen(self, planes: Array, what: str) -> Array:
+        """(B, C, h, w) -> the same, or (B, C, n, 1) of what lies inside the region of interest."""
+        places = getattr(self, f"seen_{what}")
+        if places is None:
+            return planes
+        rows = planes.reshape(*planes.shape[:2], -1)
+        chosen = rows[:, :, places.numpy()] if isinstance(rows, np.ndarray) else rows.index_select(2, places)
+        return chosen[..., None]
 
     def measure(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """(B, 3, H, W) images -> the images, their light aligned, and their statistics (B, STATISTICS).
@@ -158,9 +191,9 @@ class ConditionStream(nn.Module):
     def _measure(self, images: Array) -> tuple[Array, Array, Array]:
         """(B, 3, H, W) -> statistics (B, STATISTICS), and each channel's gain and offset (B, 3), for its light."""
         xp = _library(images)
-        some = images[..., ::2, ::2].reshape(images.shape[0], -1)
+        some = self._seen(images[..., ::2, ::2], "pixels").reshape(images.shape[0], -1)
         clipped = xp.stack([_share(some >= 1 - _FLOOR), _share(some <= _FLOOR)], axis=1)
-        structure = self.structure(images)
+        structure = self._seen(self.structure(images), "structure")
         gain, offset = self._alignment(_light(structure))
         structure = _with_light(structure, gain, offset)[0]
         grey, colourfulness = structure.mean(axis=1), xp.amax(structure, axis=1) - xp.amin(structure, axis=1)
@@ -169,8 +202,11 @@ class ConditionStream(nn.Module):
         skewness = xp.log(top - middle + _FLOOR) - xp.log(middle - bottom + _FLOOR)
         light = [xp.log(clipped + 1e-3), skewness[:, None], quantiles[:, 1, 1:]]
         grey = xp.einsum("bc,bchw->bhw", gain / 3, images)[:, None]
-        bands = [_ranked(_detail_bands(level(grey)), *SHARES) for level in self.details]
-        detail = [xp.log(band.reshape(band.shape[0], -1) + _FLOOR) for band in bands]
+        bands = [
+            _ranked(self._seen(_detail_bands(level(grey)), f"detail{number}"), *SHARES)
+            for number, level in enumerate(self.details)
+        ]
+        detail = [xp.log(band.reshape(band.shape[0], -1) + _FLOOR) for band in bands]  # len() would fix the batch
         return xp.concatenate([*light, *detail], axis=1), gain, offset
 
     def _alignment(self, light: Array) -> tuple[Array, Array]:
@@ -215,7 +251,9 @@ class ConditionStream(nn.Module):
 
     def measure_light(self, images: Tensor) -> Tensor:
         """(B, 3, H, W) images -> (B, 3, 2): median of each channel, and range from its 10 to its 90 % quantile."""
-        return _one_by_one(lambda each: (_light(self.structure(each)),), images.contiguous())[0]
+        return _one_by_one(lambda each: (_light(self._seen(self.structure(each), "structure")),), images.contiguous())[
+            0
+        ]
 
     def fit_light(self, light: Tensor) -> None:
         """Align to the range of what ``measure_light`` gave for the training images, (N, 3, 2)."""

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -43,7 +44,7 @@ class Detector:
         self.scales = (torch.ones(count, len(banks)) if scales is None else scales).to(net.device)
         self.offsets = (torch.zeros(count) if offsets is None else offsets).to(net.device)
         self.grids = net.grids(image_size)
-        self.anomaly_maps = [AnomalyMap(grid, image_size, net.scoring).to(net.device) for grid in self.grids]
+        self.anomaly_maps = [each.to(net.device) for each in make_maps(net, image_size)]
 
     @torch.inference_mode()
     def predict(self, images: Tensor) -> Prediction:
@@ -60,14 +61,19 @@ class Detector:
 
     @torch.inference_mode()
     def distances(self, features: Sequence[Tensor]) -> list[Tensor]:
-        """For each scale the (B, h*w) distances from each patch to the nearest vector of the bank."""
+        """For each scale the (B, P) distances from each patch to the nearest vector of the bank."""
         return [
             bank.nearest(own.flatten(0, 1)).view(own.shape[:2]) for bank, own in zip(self.banks, features, strict=True)
         ]
 
     def judge(self, distances: Sequence[Tensor], conditions: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """Distances of each scale (B, h*w), of images in ``conditions`` (B,) or all clean -> scores and maps."""
+        """Distances of each scale (B, P), of images in ``conditions`` (B,) or all clean -> scores and maps."""
         return combine(distances, self.scales, self.offsets, self.anomaly_maps, conditions)
+
+    @property
+    def inside(self) -> np.ndarray | None:
+        """(H, W) bool, where images are looked at; None for everywhere."""
+        return None if self.net.region is None else self.net.region.inside.cpu().numpy() > 0
 
     @property
     def bank_vectors(self) -> int:
@@ -81,6 +87,12 @@ class Detector:
         return sum(bank.vectors.nbytes for bank in self.banks) + sum(2 * each.numel() for each in maps)
 
 
+def make_maps(net: Net, image_size: tuple[int, int]) -> list[AnomalyMap]:
+    """What makes maps of a net's distances, for each of its scales."""
+    inside = None if net.region is None else net.region.inside
+    return [AnomalyMap(grid, image_size, net.scoring, inside) for grid in net.grids(image_size)]
+
+
 def combine(
     distances: Sequence[Tensor],
     scales: Tensor,
@@ -88,7 +100,7 @@ def combine(
     anomaly_maps: Sequence[AnomalyMap],
     conditions: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """Distances (B, h*w) of each scale -> scores (B,) and anomaly maps (B, H, W); can be exported.
+    """Distances (B, P) of each scale -> scores (B,) and anomaly maps (B, H, W); can be exported.
 
     Each scale's distances are brought to a common unit before its map is made, since there is less to scale than after
     it, and the maps are added. A map's weights sum to 1: what is added to distances is added to the map.
@@ -99,7 +111,7 @@ def combine(
     scaled[0] = scaled[0] + offsets[:, None]
     maps = None
     for own, anomaly_map in zip(scaled, anomaly_maps, strict=True):
-        own = anomaly_map(own.unflatten(1, anomaly_map.grid))
+        own = anomaly_map(anomaly_map.on_grid(own))
         maps = own if maps is None else maps + own
     smoothed = anomaly_maps[0].scoring.smoothed
-    return image_scores(maps if smoothed else scaled[0].unflatten(1, anomaly_maps[0].grid)), maps
+    return image_scores(maps if smoothed else anomaly_maps[0].on_grid(scaled[0])), maps

@@ -17,11 +17,11 @@ from onnx import TensorProto, compose, helper
 from torch import Tensor, nn
 
 from models.backbone import Backbone
-from models.condition import ConditionStream
 from models.detector import Detector, combine
 from models.errors import InputError
 from models.onnx_graph import IR_VERSION, OPSET, exported_graph, onnx_graph
 from models.tracing import fold_batch_norms
+from models.wedge_net import WedgeNet
 
 TILE = 2048  # bank vectors compared at a time: 6 MB for one image's 784 patches, whatever the bank
 FLOAT_LAYERS = 6  # convolutions that an 8-bit backbone keeps in float32: all later ones amplify what they round off
@@ -76,16 +76,16 @@ class _Head(nn.Module):
         return combine(distances, self.scales, self.offsets, self.anomaly_maps, conditions)
 
 
-class _Stream(nn.Module):
-    """What comes before the backbone: the light aligned, and the condition."""
+class _Front(nn.Module):
+    """What comes before the backbone: the region of interest, the light aligned, and the condition."""
 
-    def __init__(self, stream: ConditionStream) -> None:
+    def __init__(self, net: WedgeNet) -> None:
         super().__init__()
-        self.stream = stream
+        self.net = net
 
-    def forward(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        reading = self.stream(images)
-        return reading.images, reading.conditions, reading.unfamiliar
+    def forward(self, images: Tensor) -> tuple[Tensor, ...]:
+        images, reading = self.net.prepare(images)
+        return (images,) if reading is None else (images, reading.conditions, reading.unfamiliar)
 
 
 def detector_graph(
@@ -122,9 +122,10 @@ def detector_graph(
     inputs = {"images": example, **dict(zip(("layer2", "layer3"), backbone(example), strict=True))}
     if detector.net.stream is not None:
         chosen = ["condition", "unfamiliar"]
-        stream = exported_graph(_Stream(detector.net.stream), "stream", {"images": example}, ["aligned", *chosen])
-        graph, images = _merge(graph, stream, {"images": "images"}), "aligned"
         inputs["condition"] = torch.zeros(len(example), dtype=torch.int64)
+    if detector.net.stream is not None or detector.net.region is not None:
+        front = exported_graph(_Front(detector.net), "front", {"images": example}, ["prepared", *chosen])
+        graph, images = _merge(graph, front, {"images": "images"}), "prepared"
     graph = _merge(graph, network, {images: "images"}, keep=[images, *chosen])
     head = exported_graph(_Head(detector), "head", inputs, ["score", "anomaly_map"])
     links = dict(zip([images, *layers, *chosen[:1]], inputs, strict=True))

@@ -1,5 +1,8 @@
 """PatchCore's embedding, the baseline: plain features of a frozen network, each averaged over its neighbourhood."""
 
+import copy
+import math
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -8,7 +11,7 @@ from models.backbone import Backbone
 from models.condition import CLEAN
 from models.engine import in_parts, make_engine
 from models.scoring import PATCHCORE
-from models.wedge_net import Embedding, grid_size
+from models.wedge_net import Embedding, grid_size, region_of_interest
 
 
 class PatchCore:
@@ -31,19 +34,34 @@ class PatchCore:
     def __init__(self, backbone: Backbone, *, device: torch.device | str = "cpu", engine: str = "auto"):
         self.device = torch.device(device)
         self.backbone_name, self.fingerprint = backbone.name, backbone.fingerprint
-        self.dims = (sum(backbone.channels),)
+        self.dims = self.raw_dims = (sum(backbone.channels),)
+        self.mean, self.region = backbone.mean.detach().flatten().cpu(), None
         self.backbone = make_engine(backbone, self.device, engine)
 
     def state(self) -> dict[str, Tensor]:
-        """Nothing: all that it is made of is the backbone's."""
-        return {}
+        """The region of interest if it has one: all else that it is made of is the backbone's."""
+        return {} if self.region is None else {"region.inside": self.region.inside.cpu()}
+
+    def with_state(self, state: dict[str, Tensor]) -> "PatchCore":
+        """This network as it was when a bank was made. Raises :class:`InputError` if no patch is inside the region."""
+        return self.with_region(state["region.inside"]) if "region.inside" in state else self
+
+    def with_region(self, inside: Tensor) -> "PatchCore":
+        """As ``WedgeNet.with_region``."""
+        twin = copy.copy(self)
+        twin.region = region_of_interest(inside, self.mean).to(self.device)
+        return twin
 
     def grids(self, image_size: tuple[int, int]) -> list[tuple[int, int]]:
         """Rows and columns of patches, of its one scale, that images of this height and width are seen in."""
         return [grid_size(image_size)]
 
+    def patches(self, image_size: tuple[int, int], scale: int) -> int:
+        """Patches of an image that are looked at, at its only scale."""
+        return math.prod(self.grids(image_size)[scale]) if self.region is None else len(self.region.patches(8))
+
     def embed(self, images: Tensor) -> tuple[Tensor, ...]:
-        """(B, 3, H, W) images in [0, 1] -> their patch features (B, h*w, D), of one scale; h, w = H / 8, W / 8.
+        """(B, 3, H, W) images in [0, 1] -> their patch features (B, P, D), of one scale; P = H / 8 * W / 8, or fewer.
 
         D is the sum of both layers' channels (WideResNet-50: 1536). Features keep the length that the network gives.
         """
@@ -52,10 +70,14 @@ class PatchCore:
     @torch.inference_mode()
     def look(self, images: Tensor, condition: int | None = None) -> Embedding:
         """``embed``, as a :class:`WedgeNet` gives it; there is but one condition."""
-        return Embedding(in_parts(self._features, self.backbone.at_once, images.to(self.device, torch.float32)))
+        images = images.to(self.device, torch.float32)
+        if self.region is not None:
+            images = self.region(images)
+        return Embedding(in_parts(self._features, self.backbone.at_once, images))
 
     def _features(self, images: Tensor) -> tuple[Tensor, ...]:
-        """Features (B, h*w, D) of images."""
+        """Features (B, P, D) of images."""
         layer2, layer3 = (F.avg_pool2d(layer, kernel_size=3, stride=1, padding=1) for layer in self.backbone(images))
         layer3 = F.interpolate(layer3, size=layer2.shape[-2:], mode="bilinear")
-        return (torch.cat([layer2, layer3], dim=1).flatten(2).mT,)
+        features = torch.cat([layer2, layer3], dim=1).flatten(2).mT
+        return (features if self.region is None else self.region.select(features, 8),)

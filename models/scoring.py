@@ -8,6 +8,8 @@ import torch.nn.functional as F
 from scipy.ndimage import gaussian_filter1d
 from torch import Tensor, nn
 
+from models.region import patches_inside
+
 
 class Scoring(NamedTuple):
     """The choices by which methods differ.
@@ -52,17 +54,40 @@ class AnomalyMap(nn.Module):
         grid: rows and columns of patches.
         image_size: height and width in pixels.
         scoring: how the method does it.
+        inside: (H, W), not 0 where images are looked at; None for everywhere. Elsewhere the map is 0, and inside only
+            what is inside counts: near the border the Gaussian's weights are those of the patches that there are.
     """
 
-    def __init__(self, grid: tuple[int, int], image_size: tuple[int, int], scoring: Scoring = WEDGE_NET):
+    def __init__(
+        self,
+        grid: tuple[int, int],
+        image_size: tuple[int, int],
+        scoring: Scoring = WEDGE_NET,
+        inside: Tensor | None = None,
+    ):
         super().__init__()
         self.grid, self.scoring = grid, scoring
         self.register_buffer("rows", _upsample_and_smooth(grid[0], image_size[0], scoring), persistent=False)
         self.register_buffer("columns", _upsample_and_smooth(grid[1], image_size[1], scoring), persistent=False)
+        self.register_buffer("places", None, persistent=False)
+        self.register_buffer("weights", None, persistent=False)
+        if inside is not None:
+            patches = patches_inside(inside, grid)
+            # Of the patches inside, then of a 0 that follows them: each of the grid's has its number.
+            self.places = torch.where(patches, patches.cumsum(0) - 1, patches.sum())
+            reached = self.rows @ patches.view(grid).float() @ self.columns.T
+            self.weights = (inside.cpu() != 0) / reached.clamp_min(1e-3)  # nothing to see where no patch is near
 
     def forward(self, distances: Tensor) -> Tensor:
         """(B, h, w) distances -> (B, H, W) anomaly maps in the same unit."""
-        return self.rows @ distances @ self.columns.T
+        maps = self.rows @ distances @ self.columns.T
+        return maps if self.weights is None else maps * self.weights
+
+    def on_grid(self, distances: Tensor) -> Tensor:
+        """(B, P) distances of the patches that are looked at -> (B, h, w), 0 for the others."""
+        if self.places is not None:
+            distances = F.pad(distances, (0, 1)).index_select(1, self.places)
+        return distances.unflatten(1, self.grid)
 
 
 def _upsample_and_smooth(cells: int, pixels: int, scoring: Scoring) -> Tensor:

@@ -1,6 +1,7 @@
 """WEDGE-Net's embedding: what each patch of an image looks like, as one vector at each scale."""
 
 import copy
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -14,6 +15,7 @@ from models.condition import CLEAN, Condition, ConditionStream, Reading
 from models.engine import in_parts, make_engine
 from models.errors import InputError
 from models.frequency import FrequencyGate
+from models.region import RegionOfInterest
 from models.scoring import WEDGE_NET
 from models.semantic import attention_mask
 from models.whitening import SHRINKAGE, Affine, ConditionMaps
@@ -39,8 +41,11 @@ RECIPE = Recipe()
 
 
 class Embedding(NamedTuple):
-    """What a network makes of B images: ``features``, for each scale those of their patches (B, h*w, D), row by row;
-    and, of WEDGE-Net's frequency stream, ``reading``, the condition that each image is in."""
+    """What a network makes of B images.
+
+    ``features``, for each scale those of their patches (B, P, D), row by row: all h*w of the grid, or those inside the
+    region of interest; and, of WEDGE-Net's frequency stream, ``reading``, the condition that each image is in.
+    """
 
     features: tuple[Tensor, ...]
     reading: Reading | None = None
@@ -52,7 +57,8 @@ class WedgeNet(nn.Module):
     Form 'wedge': two scales, layer 2 on its grid of stride 8 and layer 3 on its grid of stride 16, with the lengths
     that the network gives them, each averaged over 3 x 3 places. What a category's training images decide comes with
     ``with_stream`` (their light, and what tells the conditions apart) and ``with_maps`` (metric and lenses), or from a
-    checkpoint with ``with_state``. Form 'paper': one scale, both layers gated by the frequency stream and normalised.
+    checkpoint with ``with_state``; what of the pictures is looked at, with ``with_region``. Form 'paper': one scale,
+    both layers gated by the frequency stream and normalised.
 
     Args:
         backbone: frozen network that gives feature maps at stride 8 and stride 16 (``models.backbone.build_backbone``).
@@ -88,11 +94,14 @@ class WedgeNet(nn.Module):
         self.form, self.use_semantic, self.recipe = form, use_semantic, recipe
         self.gate = frequency if isinstance(frequency, FrequencyGate) else None
         self.stream = frequency if isinstance(frequency, ConditionStream) else None
+        self.register_module("region", None)  # everything is looked at
         self.maps = nn.ModuleList()  # one for each scale, or none: features are compared as they are
         layer2, layer3 = backbone.channels
         self.raw_dims = tuple({2: layer2, 3: layer3}[layer] for layer in recipe.layers)
         if form == "paper":
             self.raw_dims = (layer2 + layer3 + use_semantic * layer2,)
+        self.strides = (8,) if form == "paper" else tuple({2: 8, 3: 16}[layer] for layer in recipe.layers)
+        self.mean = backbone.mean.detach().flatten().cpu()
         self.backbone = make_engine(backbone, self.device, engine)
         self._latest: list[WedgeNet] = []  # what with_state gave last; in a list, since it is no part of this module
         self.requires_grad_(False).eval().to(self.device)
@@ -109,12 +118,29 @@ class WedgeNet(nn.Module):
 
     def grids(self, image_size: tuple[int, int]) -> list[tuple[int, int]]:
         """Rows and columns of patches, for each scale, that images of this height and width are seen in."""
-        strides = [8] if self.form == "paper" else [{2: 8, 3: 16}[layer] for layer in self.recipe.layers]
-        return [grid_size(image_size, stride) for stride in strides]
+        return [grid_size(image_size, stride) for stride in self.strides]
+
+    def patches(self, image_size: tuple[int, int], scale: int) -> int:
+        """Patches of an image that are looked at, at a scale."""
+        if self.region is not None:
+            return len(self.region.patches(self.strides[scale]))
+        return math.prod(self.grids(image_size)[scale])
 
     def with_stream(self, stream: ConditionStream) -> "WedgeNet":
         """This network with a stream that knows a category's conditions; the backbone is shared, not copied."""
         return self._twin(stream=stream.to(self.device))
+
+    def with_region(self, inside: Tensor) -> "WedgeNet":
+        """This network looking at nothing but where ``inside`` (H, W) is not 0; everything else is shared.
+
+        Raises :class:`InputError` if no patch is inside.
+        """
+        region = region_of_interest(inside, self.mean).to(self.device)
+        if self.stream is None:
+            return self._twin(region=region)
+        stream = copy.deepcopy(self.stream)
+        stream.look_inside(inside)
+        return self._twin(region=region, stream=stream.to(self.device))
 
     def with_maps(self, maps: Sequence[Sequence[Affine]]) -> "WedgeNet":
         """This network with a category's metric and lenses: for each scale a map for each condition, clean first."""
@@ -147,6 +173,8 @@ class WedgeNet(nn.Module):
             twin.maps = nn.ModuleList(
                 ConditionMaps([Affine(*one) for one in zip(*part, strict=True)]) for part in parts
             )
+            if "region.inside" in state:
+                twin = twin.with_region(state["region.inside"])
             twin.load_state_dict(state)
             for maps, dim in zip(twin.maps, self.raw_dims, strict=False):
                 kept = maps.matrices.shape[-1]
@@ -158,7 +186,7 @@ class WedgeNet(nn.Module):
         return twin
 
     def embed(self, images: Tensor) -> tuple[Tensor, ...]:
-        """(B, 3, H, W) images in [0, 1] -> their patch features (B, h*w, D), one tensor for each scale.
+        """(B, 3, H, W) images in [0, 1] -> their patch features (B, P, D), one tensor for each scale.
 
         Every statistic is per image: an image's features do not depend on the batch it comes in.
         """
@@ -168,13 +196,24 @@ class WedgeNet(nn.Module):
     def look(self, images: Tensor, condition: int | None = None) -> Embedding:
         """``embed``, and the condition that each image is judged in; ``condition`` if that is known."""
         images = images.to(self.device, torch.float32)
-        if self.stream is None:
+        images, reading = self.prepare(images)
+        if reading is None:
             return Embedding(in_parts(self._features, self.backbone.at_once, images))
-        reading = self.stream(images)
         if condition is not None:
             reading = reading._replace(conditions=torch.full_like(reading.conditions, condition))
-        parts = in_parts(self._features, self.backbone.at_once, reading.images, reading.conditions)
-        return Embedding(parts, reading)
+        return Embedding(in_parts(self._features, self.backbone.at_once, images, reading.conditions), reading)
+
+    def prepare(self, images: Tensor) -> tuple[Tensor, Reading | None]:
+        """(B, 3, H, W) images -> as the backbone sees them, and what the frequency stream does; can be exported."""
+        images = self.fill(images)
+        if self.stream is None:
+            return images, None
+        reading = self.stream(images)
+        return self.fill(reading.images), reading  # the light's alignment has changed what fills them
+
+    def fill(self, images: Tensor) -> Tensor:
+        """(B, 3, H, W) images, filled outside the region of interest if there is one."""
+        return images if self.region is None else self.region(images)
 
     def _features(self, images: Tensor, conditions: Tensor | None = None) -> tuple[Tensor, ...]:
         """Features of images in their conditions (B,), in the metric."""
@@ -183,9 +222,11 @@ class WedgeNet(nn.Module):
     def combine(
         self, images: Tensor, layer2: Tensor, layer3: Tensor, conditions: Tensor | None = None
     ) -> tuple[Tensor, ...]:
-        """Features (B, h*w, D) of images and the backbone's two feature maps, for each scale; can be exported."""
+        """Features (B, P, D) of images and the backbone's two feature maps, for each scale; can be exported."""
         scales = self._paper(images, layer2, layer3) if self.form == "paper" else self._wedge(layer2, layer3)
         pooled = [F.avg_pool2d(scale, kernel_size=3, stride=1, padding=1).flatten(2).mT for scale in scales]
+        if self.region is not None:
+            pooled = [self.region.select(*each) for each in zip(pooled, self.strides, strict=True)]
         if not self.maps:
             return tuple(pooled)
         return tuple(maps(scale, conditions) for maps, scale in zip(self.maps, pooled, strict=True))
@@ -194,8 +235,14 @@ class WedgeNet(nn.Module):
         """The scales that are remembered, each on its own grid and with the lengths that the network gives."""
         if self.use_semantic:
             layer2 = layer2 * (attention_mask(layer2) + 0.5)
-        layer3 = layer3 - self.recipe.centring * layer3.mean(dim=(2, 3), keepdim=True)
+        layer3 = layer3 - self.recipe.centring * self._own_mean(layer3)
         return [{2: layer2, 3: layer3}[layer] for layer in self.recipe.layers]
+
+    def _own_mean(self, layer3: Tensor) -> Tensor:
+        """(B, C, h, w) -> (B, C, 1, 1): each image's own mean, over what is looked at."""
+        if self.region is None:
+            return layer3.mean(dim=(2, 3), keepdim=True)
+        return layer3.flatten(2).index_select(2, self.region.patches(16)).mean(dim=2)[..., None, None]
 
     def _paper(self, images: Tensor, layer2: Tensor, layer3: Tensor) -> list[Tensor]:
         """Both layers gated, normalised and concatenated on layer 2's grid, with layer 2 once more by attention."""
@@ -211,6 +258,11 @@ def grid_size(image_size: tuple[int, int], stride: int = 8) -> tuple[int, int]:
     """Rows and columns of patches that an image of this height and width is seen in: (28, 28) for (224, 224)."""
     height, width = image_size
     return -(-height // stride), -(-width // stride)
+
+
+def region_of_interest(inside: Tensor, colour: Tensor) -> RegionOfInterest:
+    """The region of either method's networks, for images of the mask's (H, W), see ``RegionOfInterest``."""
+    return RegionOfInterest(inside, colour, {stride: grid_size(tuple(inside.shape), stride) for stride in (8, 16)})
 
 
 def _equal(own: dict[str, Tensor], state: dict[str, Tensor]) -> bool:

@@ -4,7 +4,7 @@ Whitening makes distances count by the good parts' own spread. A lens brings the
 condition (noise, blur, colour) to where the same parts' features lie in clean ones, so that one memory serves all.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -25,7 +25,7 @@ class Affine(NamedTuple):
 
     def __call__(self, features: Tensor) -> Tensor:
         """(..., D) -> (..., K)."""
-        return features @ self.matrix + self.offset
+        return features.to(self.matrix.dtype) @ self.matrix + self.offset
 
     def then(self, following: "Affine") -> "Affine":
         """This map and then ``following``, as one."""
@@ -37,15 +37,16 @@ class Affine(NamedTuple):
 
     @torch.inference_mode()
     def apply_in_place(self, features: Tensor) -> Tensor:
-        """Map contiguous (N, h*w, D) features, block by block, into their own memory; returns them as (N, h*w, K).
+        """Map contiguous (N, P, D) features, block by block, into their own memory; returns them as (N, P, K).
 
         K <= D, so that what is written never reaches what is still to be read. The features given are gone afterwards.
         """
         images, patches, dim = features.shape
         rows, kept = features.view(-1, dim), self.matrix.shape[1]
         mapped = features.view(-1)[: len(rows) * kept].view(-1, kept)
-        for start, block in _blocks(rows):
-            mapped[start : start + len(block)] = self(block)
+        step = max(1, _BLOCK // dim)
+        for start in range(0, len(rows), step):
+            mapped[start : start + step] = self(rows[start : start + step])
         return mapped.view(images, patches, kept)
 
 
@@ -77,7 +78,7 @@ def fit_whitening(patches: Tensor, shrinkage: float = SHRINKAGE, kept: float = K
     do not vary at all leave nothing to measure by, and are compared as they are.
 
     Args:
-        patches: (N, D) float32.
+        patches: (N, D) float32 or float16.
         shrinkage: e > 0.
         kept: share of the squared distances between the patches that the dimensions kept must hold; the map leads to
             as few of them, of largest variance, as do.
@@ -105,10 +106,10 @@ def fit_lens(corrupted: Tensor, clean: Tensor) -> Affine:
     T = A^-1/2 (A^1/2 B A^1/2)^1/2 A^-1/2 for covariances A of the guesses and B of the clean patches.
 
     Args:
-        corrupted, clean: (n, D) float32, row by row the same places of the same images.
+        corrupted, clean: (n, D) float32 or float16, row by row the same places of the same images.
     """
     dim = corrupted.shape[1]
-    mean, covariance = _moments(torch.cat([corrupted, clean], dim=1))
+    mean, covariance = _moments(corrupted, clean)
     (seen, shared), (_, spread) = (rows.split(dim, dim=1) for rows in covariance.split(dim))
     eye = torch.eye(dim, dtype=covariance.dtype)
     guess = torch.linalg.solve(seen + _RIDGE * seen.diagonal().mean().clamp_min(1e-12) * eye, shared)
@@ -126,23 +127,20 @@ def _root(matrix: Tensor, power: float = 0.5) -> Tensor:
     return (vectors * values.clamp_min(1e-18) ** power) @ vectors.T
 
 
-def _moments(patches: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean (D,) and covariance (D, D) of (N, D) patches: products in float32, block by block, their sums in float64."""
-    count, width = patches.shape
+def _moments(*parts: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean (D,) and covariance (D, D) of patches: the rows of (N, D1), (N, D2), ... side by side, D in all.
+
+    Products are in float32, block by block, their sums in float64.
+    """
+    count, width = len(parts[0]), sum(part.shape[1] for part in parts)
     total = torch.zeros(width, dtype=torch.float64)
     products = torch.zeros(width, width, dtype=torch.float64)
     # Around a point in their midst, the sums lose no digits to cancellation.
-    origin = patches[:: -(-count // 4096)].mean(dim=0)
-    for _, block in _blocks(patches):
-        centred = block - origin
+    origin = torch.cat([part[:: -(-count // 4096)].float().mean(dim=0) for part in parts])
+    step = max(1, _BLOCK // width)
+    for start in range(0, count, step):
+        centred = torch.cat([part[start : start + step].float() for part in parts], dim=1) - origin
         total += centred.sum(dim=0, dtype=torch.float64)
         products += centred.T @ centred
     offset = total / count
     return origin + offset, products / count - torch.outer(offset, offset)
-
-
-def _blocks(rows: Tensor) -> Iterator[tuple[int, Tensor]]:
-    """Yield the number of a row and a block of rows (n, D) from it on."""
-    step = max(1, _BLOCK // rows.shape[1])
-    for start in range(0, len(rows), step):
-        yield start, rows[start : start + step]

@@ -6,10 +6,11 @@ import numpy as np
 from scipy import ndimage
 from sklearn.metrics import auc, precision_recall_curve, roc_auc_score
 
-from models.conformal import conformal_threshold
+from models.conformal import conformal_threshold, scores_needed, smallest_rate
 
 AUPRO_LIMIT = 0.3  # false-positive rate up to which AUPRO integrates
 FALSE_ALARMS = 0.05  # nominal rate of the robustness tables: one of 0.01 would show in few test sets
+RATES = (0.01, 0.02, 0.05, 0.1, 0.2)  # of false alarms, that a user may choose from
 
 
 @dataclass(frozen=True)
@@ -40,7 +41,9 @@ def f1_max(labels: np.ndarray, scores: np.ndarray) -> tuple[float | None, float 
     return float(f1[best]), float(thresholds[best])
 
 
-def aupro(masks: np.ndarray, maps: np.ndarray, limit: float = AUPRO_LIMIT) -> float | None:
+def aupro(
+    masks: np.ndarray, maps: np.ndarray, limit: float = AUPRO_LIMIT, inside: np.ndarray | None = None
+) -> float | None:
     """Area under the per-region-overlap curve up to a false-positive rate of ``limit``, divided by ``limit``.
 
     Per-region overlap at a threshold is the share of a connected defect region (8 neighbours) that the map marks,
@@ -51,8 +54,11 @@ def aupro(masks: np.ndarray, maps: np.ndarray, limit: float = AUPRO_LIMIT) -> fl
         masks: (N, H, W) bool.
         maps: (N, H, W) anomaly maps.
         limit: in (0, 1].
+        inside: (H, W) bool, the pixels that count; None for all.
     """
-    if not masks.any() or masks.all():
+    inside = np.ones(masks.shape[1:], bool) if inside is None else inside
+    masks = masks & inside
+    if not masks.any() or masks[:, inside].all():
         return None
     weight = np.zeros(masks.shape, np.float64)  # what marking a pixel adds to the mean overlap
     regions = 0
@@ -61,6 +67,7 @@ def aupro(masks: np.ndarray, maps: np.ndarray, limit: float = AUPRO_LIMIT) -> fl
         sizes = np.bincount(labelled.ravel(), minlength=count + 1)
         share[mask] = 1 / sizes[labelled[mask]]
         regions += count
+    weight, masks, maps = weight[:, inside], masks[:, inside], maps[:, inside]
     order = np.argsort(maps, axis=None)[::-1]
     scores = maps.ravel()[order]
     last_of_score = np.append(np.flatnonzero(np.diff(scores)), scores.size - 1)  # equal scores are marked together
@@ -72,11 +79,21 @@ def aupro(masks: np.ndarray, maps: np.ndarray, limit: float = AUPRO_LIMIT) -> fl
     return float(auc(np.append(rate[inside], limit), np.append(overlap[inside], at_limit)) / limit)
 
 
-def evaluate(labels: np.ndarray, scores: np.ndarray, masks: np.ndarray | None, maps: np.ndarray | None) -> Metrics:
-    """All figures of one category: image ``labels`` and ``scores`` (N,), ``masks`` and ``maps`` (N, H, W) or None."""
+def evaluate(
+    labels: np.ndarray,
+    scores: np.ndarray,
+    masks: np.ndarray | None,
+    maps: np.ndarray | None,
+    inside: np.ndarray | None = None,
+) -> Metrics:
+    """All figures of one category: image ``labels`` and ``scores`` (N,), ``masks`` and ``maps`` (N, H, W) or None.
+
+    Of the pixels only those count that are ``inside`` (H, W), if that is given.
+    """
     best, threshold = f1_max(labels, scores)
-    pixel = None if masks is None else auroc(masks.ravel().astype(np.uint8), maps.ravel())
-    overlap = None if masks is None else aupro(masks, maps)
+    counted = slice(None) if inside is None else inside
+    pixel = None if masks is None else auroc(masks[:, counted].ravel().astype(np.uint8), maps[:, counted].ravel())
+    overlap = None if masks is None else aupro(masks, maps, inside=inside)
     return Metrics(auroc(labels, scores), pixel, overlap, best, threshold)
 
 
@@ -86,6 +103,24 @@ def training_threshold(calibration: np.ndarray, rate: float) -> float | None:
     ``calibration`` (n,) are scores of good parts that the bank has not seen; None if there are none.
     """
     return conformal_threshold(calibration, rate) if len(calibration) else None
+
+
+def rates_bought(
+    labels: np.ndarray, scores: np.ndarray, calibration: np.ndarray
+) -> list[dict[str, float | int | None]]:
+    """For each of ``RATES`` what it costs and finds on test images (labels 0 and 1).
+
+    ``calibration`` (n,), n >= 1, are scores of good parts. A rate that n cannot vouch for is kept at the smallest that
+    they can, ``kept_rate``; ``takes`` is how many could.
+    """
+    rows = []
+    for rate in RATES:
+        threshold = conformal_threshold(calibration, rate)
+        alarms, detections = alarm_rates(labels, scores, threshold)
+        row = {"asked_rate": rate, "kept_rate": max(rate, smallest_rate(calibration)), "threshold": threshold}
+        row |= {"false_alarm_rate": alarms, "detection_rate": detections}
+        rows.append(row | {"training_pictures": len(calibration), "takes": scores_needed(rate)})
+    return rows
 
 
 def alarm_rates(labels: np.ndarray, scores: np.ndarray, threshold: float | None) -> tuple[float | None, float | None]:

@@ -54,6 +54,10 @@ def _optional_text(value: Any) -> str | None:
     return None if value is None else _text(value)
 
 
+def _optional_path(value: Any) -> Path | None:
+    return None if value is None else _path(value)
+
+
 def _truth(value: Any) -> bool:
     if not isinstance(value, bool):
         raise ValueError("True or False")
@@ -153,6 +157,9 @@ class Settings:
     image_size: Size = _setting(as_size, "what the network sees, in pixels: a number (square) or (height, width)")
     resize: int = _setting(_integer(SMALLEST), "length of the shorter side before the centre crop, in pixels")
     center_crop: bool = _setting(_truth, "cut out the centre (True) or resize the whole image (False)")
+    region: Path | None = _setting(
+        _optional_path, "a picture, white where images are looked at; None = the category's region.png, if there is one"
+    )
     bit_depth: int | None = _setting(
         _optional_depth, "of files with 16 bits a channel: bits that are used; None = found from the training images"
     )

@@ -2,7 +2,7 @@
 
 import sys
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +15,7 @@ from utils.size import Size
 
 FORMATS = ("PNG", "JPEG", "BMP", "TIFF", "WEBP", "GIF")  # others can start programs (EPS) or are seldom fuzzed
 EXTENSIONS = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp")
+ORIENTATION = 274  # EXIF tag: 5 to 8 swap height and width
 TIFF_BITS, TIFF_PLANES = 258, 284  # tags: bits of each channel; 1 if a pixel's channels lie together
 # Pillow's names for two bytes a channel (N: in this machine's order), and for the same bytes in the other order.
 SWAPPED = {
@@ -72,6 +73,19 @@ def largest_value(path: Path) -> int:
     """
     with _opened(path) as image:
         return int(_values(image, path).max()) if _is_deep(image) else 0
+
+
+def picture_size(path: Path) -> tuple[int, int]:
+    """(width, height) of an image file, upright; its pixels are not decoded. Raises InputError as ``read_image``."""
+    with _opened(path) as image:
+        turned = image.getexif().get(ORIENTATION, 1) in (5, 6, 7, 8)
+        return image.size[::-1] if turned else image.size
+
+
+def size_range(paths: Iterable[Path]) -> list[tuple[int, int]]:
+    """The smallest and the largest (width, height) of image files, each side by itself."""
+    widths, heights = zip(*map(picture_size, paths), strict=True)
+    return [(min(widths), min(heights)), (max(widths), max(heights))]
 
 
 @contextmanager

@@ -11,10 +11,12 @@ from matplotlib.axes import Axes
 from matplotlib.cm import ScalarMappable
 from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
 
 from utils.pictures.figures import save_figure
 
 HEAT = "inferno"
+REGION = "#ff2fb9"  # neither a camera's background nor one of HEAT's
 OUTLINE = "#19e3ff"  # stands out from every colour of HEAT
 
 
@@ -23,8 +25,8 @@ class Streams:
     """One image (H, W, 3) in [0, 1] and what is seen of it.
 
     ``mask`` (H, W) bool, the ground truth, None if there is none; ``frequency`` and ``semantic`` (h, w), each from 0 to
-    1 over the image; ``semantic_counts``, whether the score depends on it; ``condition`` that the image is judged in,
-    if there are several.
+    1 over the image; ``semantic_counts``, whether the score depends on it; ``region`` (H, W) bool, what is looked at,
+    if not all; ``condition`` that the image is judged in, if there are several.
     """
 
     image: np.ndarray
@@ -32,6 +34,7 @@ class Streams:
     frequency: np.ndarray
     semantic: np.ndarray
     semantic_counts: bool
+    region: np.ndarray | None = None
     condition: str | None = None
 
 
@@ -81,6 +84,10 @@ def draw_result(
     if streams.mask is not None and streams.mask.any():
         axes[5].contour(streams.mask, [0.5], colors=OUTLINE, linewidths=1.2)
         axes[5].set_xlabel("outline: ground truth", fontsize=7)
+    if streams.region is not None:
+        for axis in axes[[0, 5]]:
+            _region(axis, streams.region)
+        axes[0].set_xlabel("dashed: what is looked at", fontsize=7)
     for axis, counts in zip(axes[2:4], (True, streams.semantic_counts), strict=True):
         axis.set_xlabel("0 to 1 in each image" + ("" if counts else ", not in the score"), fontsize=7)
     axes[4].set_xlabel("one scale for the category", fontsize=7)
@@ -93,11 +100,17 @@ def draw_result(
 
 
 def draw_levels(
-    path: Path, name: str, labels: Sequence[str], images: np.ndarray, methods: Mapping[str, Maps | None]
+    path: Path,
+    name: str,
+    labels: Sequence[str],
+    images: np.ndarray,
+    methods: Mapping[str, Maps | None],
+    region: np.ndarray | None = None,
 ) -> None:
     """A row for each level: the original, the corrupted image, each method's anomaly map (None: a grey column).
 
-    ``images`` (N, H, W, 3) in [0, 1], the first one uncorrupted. One colour scale for each method over all levels.
+    ``images`` (N, H, W, 3) in [0, 1], the first one uncorrupted; ``region`` (H, W) bool, what is looked at, if not all.
+    One colour scale for each method over all levels.
     """
     height, width = images.shape[1:3]
     across, down = _panel_size(height, width)
@@ -107,6 +120,8 @@ def draw_levels(
     for row, label, image in zip(axes, labels, images, strict=True):
         _panel(row[0], images[0])
         _panel(row[1], image)
+        if region is not None:
+            _region(row[1], region)
         row[0].set_ylabel(label, fontsize=9)
     for column, found in zip(axes.T[2:], methods.values(), strict=True):
         if found is None:
@@ -121,6 +136,45 @@ def draw_levels(
         _colour_bar(figure, column, scale, found.threshold, location="bottom", fraction=0.02, pad=0.01)
     for axis, title in zip(axes[0], ("original", "corrupted", *methods), strict=True):
         axis.set_title(title, fontsize=9)
+    save_figure(path, figure)
+
+
+def _region(axis: Axes, region: np.ndarray) -> None:
+    """The outline of a region (H, W) bool over an image, along the picture's edge too."""
+    padded = np.pad(region, 1)
+    sides = (np.arange(-1, side + 1) for side in reversed(region.shape))
+    limits = axis.axis()
+    axis.contour(*sides, padded, [0.5], colors=REGION, linewidths=1, linestyles="dashed")
+    axis.axis(limits)
+
+
+class Framed(NamedTuple):
+    """A picture (H, W, 3), a ``box`` in it (x, y, width, height) in its pixels, and what is written above it."""
+
+    image: np.ndarray
+    box: tuple[int, int, int, int]
+    title: str
+
+
+def draw_framed(path: Path, title: str, pictures: Sequence[Framed]) -> None:
+    """Pictures in a grid, each with its box outlined."""
+    columns = min(6, len(pictures))
+    rows = -(-len(pictures) // columns)
+    across, down = (
+        max(sides) for sides in zip(*(_panel_size(*each.image.shape[:2]) for each in pictures), strict=True)
+    )
+    figure = Figure(figsize=(columns * across, rows * (down + 0.35) + 0.4), layout="constrained")
+    figure.suptitle(title, fontsize=10, wrap=True)
+    axes = figure.subplots(rows, columns, squeeze=False).ravel()
+    for axis, each in zip(axes, pictures, strict=False):
+        _panel(axis, each.image)
+        x, y, width, height = each.box
+        # Dark under bright: seen on any part.
+        for colour, line in (("black", 3.0), (OUTLINE, 1.5)):
+            axis.add_patch(Rectangle((x - 0.5, y - 0.5), width, height, fill=False, edgecolor=colour, linewidth=line))
+        axis.set_title(each.title, fontsize=7)
+    for axis in axes[len(pictures) :]:
+        axis.set_axis_off()
     save_figure(path, figure)
 
 

@@ -16,9 +16,11 @@ from models.frequency import FrequencyGate
 from models.memory_bank import MemoryBank
 from models.wedge_net import RECIPE, Recipe, WedgeNet
 from utils.atomic import atomic_file
+from utils.data.region import read_region, region_path
 from utils.settings import Settings, ratio_name
 
 FORMAT = 4
+INSIDE = "region.inside"  # of a network's state
 
 
 @dataclass(frozen=True)
@@ -28,7 +30,8 @@ class Checkpoint:
     ``memory_banks`` for each scale (M, D) float32 or float16; ``scales`` (K, S) and ``offsets`` (K,), see ``Detector``;
     ``settings`` those the embedding depends on, and the BIT_DEPTH that was found; ``state`` what the embedding has
     beside the backbone; ``fingerprint`` of the backbone's weights; ``training_digest`` of the training files;
-    ``calibration_scores`` (n,) of training images against a bank without them.
+    ``calibration_scores`` (n,) of training images against a bank without them; ``picture_sizes`` of the training files:
+    the smallest and the largest (width, height); ``remembered`` what remember.py has added since, a dict for each time.
     """
 
     memory_banks: list[Tensor]
@@ -44,6 +47,8 @@ class Checkpoint:
     training_images: int
     training_digest: str
     calibration_scores: Tensor
+    picture_sizes: list[tuple[int, int]]
+    remembered: list[dict[str, Any]]
 
 
 def bank_path(save_dir: Path, category: str, ratio: float) -> Path:
@@ -108,7 +113,9 @@ def as_checkpoint(contents: Any, path: Path) -> Checkpoint:
 
 
 def _packed(name: str, tensor: Tensor) -> Tensor:
-    """Metric and lenses in half precision, which is all that they hold, see ``Affine.rounded``."""
+    """In no more than what they hold: metric and lenses in half precision, see ``Affine.rounded``, a mask in bytes."""
+    if name == INSIDE:
+        return tensor.to(torch.uint8)
     return tensor.half() if name.endswith(".matrices") else tensor
 
 
@@ -122,6 +129,23 @@ def misfit(checkpoint: Checkpoint, embedding: Mapping[str, Any], net: Net) -> st
         return f"it was made with other backbone weights ({checkpoint.fingerprint}, now {net.fingerprint})"
     if len(checkpoint.offsets) != len(net.conditions):
         return f"it holds {len(checkpoint.offsets)} conditions, the settings {len(net.conditions)}"
+    return None
+
+
+def region_misfit(checkpoint: Checkpoint, settings: Settings, category: str) -> str | None:
+    """How the region that lies beside the images is not the one that a bank was made with, or None.
+
+    A bank brings its region along: where none lies there, nothing differs. Raises :class:`InputError` if it cannot be
+    read.
+    """
+    path = region_path(settings, category)
+    if path is None:
+        return None
+    saved, inside = checkpoint.state.get(INSIDE), read_region(path, settings)
+    if saved is None:
+        return f"it was made without a region, and {path} is there now"
+    if not torch.equal(saved != 0, torch.from_numpy(inside)):
+        return f"it was made with another region than {path}"
     return None
 
 
@@ -157,6 +181,8 @@ def make_detector(checkpoint: Checkpoint, net: Net, image_size: tuple[int, int],
 
     Raises :class:`InputError` if a bank cannot be used.
     """
+    if net.region is not None and tuple(net.region.inside.shape) != tuple(image_size):
+        raise InputError(f"{path} is damaged: its region has another size than its images")
     banks = [make_bank(vectors, path) for vectors in checkpoint.memory_banks]
     if tuple(bank.dim for bank in banks) != net.dims:
         found, wanted = (" and ".join(map(str, dims)) for dims in ([bank.dim for bank in banks], net.dims))
@@ -179,6 +205,6 @@ def load_detector(settings: Settings, category: str, ratio: float, net: WedgeNet
     """
     path = bank_path(settings.save_dir, category, ratio)
     checkpoint = load_checkpoint(path)
-    if reason := misfit(checkpoint, settings.embedding(), net):
+    if reason := misfit(checkpoint, settings.embedding(), net) or region_misfit(checkpoint, settings, category):
         raise InputError(f"memory bank {path} does not fit: {reason}; change the setting or train again")
     return make_detector(checkpoint, net.with_state(checkpoint.state), settings.image_size, path), checkpoint

@@ -8,12 +8,14 @@ import torch
 from torch import Tensor
 
 from models.condition import CLEAN, Condition
-from models.wedge_net import Embedding, WedgeNet
+from models.detector import Net
+from models.wedge_net import WedgeNet
 from utils.data.corruptions import corrupt
 from utils.data.dataset import Batch, Sample, evenly
-from utils.pipeline.inference import Alteration, with_progress
+from utils.pipeline.inference import LARGE, Alteration, Features, numbers_of, with_progress
 from utils.settings import Settings
 
+_FEWEST = 8  # of them, however large
 LENS_IMAGES = 32  # training images that are looked at in every condition
 
 
@@ -41,16 +43,25 @@ def training_alteration(condition: Condition, samples: Sequence[Sample], seed: i
     return alter
 
 
-def lens_images(count: int) -> Tensor:
-    """Which of ``count`` training images are looked at in every condition: their numbers, evenly spaced."""
-    return torch.tensor(evenly(range(count), LENS_IMAGES))
+def lens_images(count: int, most: int = LENS_IMAGES) -> Tensor:
+    """Which of ``count`` training images are looked at in every condition: the numbers of ``most``, evenly spaced."""
+    return torch.tensor(evenly(range(count), most))
+
+
+def most_lens_images(net: Net, settings: Settings) -> int:
+    """How many they are at most: fewer of images so large that their features would take more than 2 GB."""
+    features = (len(net.conditions) - 1) * numbers_of(net, settings)
+    return min(LENS_IMAGES, max(_FEWEST, 4 * LARGE // max(1, features)))
 
 
 def learn_light(net: WedgeNet, samples: Sequence[Sample], settings: Settings, category: str) -> WedgeNet:
     """The network with a stream that knows the light of the training images."""
     stream = copy.deepcopy(net.stream).cpu()
     with torch.inference_mode():
-        light = [stream.measure_light(batch.images) for batch in with_progress(samples, settings, f"{category}: light")]
+        light = [
+            stream.measure_light(net.fill(batch.images))
+            for batch in with_progress(samples, settings, f"{category}: light")
+        ]
         stream.fit_light(torch.cat(light))
     return net.with_stream(stream)
 
@@ -60,21 +71,19 @@ def learn_conditions(
 ) -> tuple[WedgeNet, list[list[Tensor]]]:
     """The network with a stream that tells the conditions apart; and features of the ``lens_images`` in each of them.
 
-    Features before the metric: for each condition but the clean one, and each scale, (n, h*w, D).
+    Features before the metric: for each condition but the clean one, and each scale, (n, P, D).
     """
-    some = [samples[number] for number in lens_images(len(samples))]
+    some = [samples[number] for number in lens_images(len(samples), most_lens_images(net, settings))]
     alterations = [training_alteration(condition, some, settings.seed) for condition in net.conditions]
-    found: list[list[Embedding]] = [[] for _ in alterations]
+    found = [Features(len(some), len(some) * (len(alterations) - 1)) for _ in alterations[1:]]
+    statistics: list[list[Tensor]] = [[] for _ in alterations]
     for batch in with_progress(some, settings, f"{category}: conditions"):
-        for alter, own in zip(alterations, found, strict=True):
-            if alter is None:  # clean features are taken of all images, elsewhere
-                own.append(Embedding((), net.stream(batch.images.to(net.device))))
-            else:
-                own.append(net.look(alter(batch), condition=0))
-    statistics = torch.stack([torch.cat([each.reading.statistics for each in own]) for own in found])
+        # Clean features are taken of all images, elsewhere.
+        statistics[0].append(net.prepare(batch.images.to(net.device))[1].statistics)
+        for alter, own, features in zip(alterations[1:], statistics[1:], found, strict=True):
+            embedding = net.look(alter(batch), condition=0)
+            own.append(embedding.reading.statistics)
+            features.add(embedding.features, batch.samples)
     stream = copy.deepcopy(net.stream).cpu()
-    stream.fit_conditions(statistics)
-    features = [
-        [torch.cat(scale).cpu() for scale in zip(*(each.features for each in own), strict=True)] for own in found[1:]
-    ]
-    return net.with_stream(stream), features
+    stream.fit_conditions(torch.stack([torch.cat(own) for own in statistics]))
+    return net.with_stream(stream), [own.scales for own in found]

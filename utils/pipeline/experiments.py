@@ -87,7 +87,7 @@ def measure_detector(
         alter = None if corruption is None else corruption.hook(settings, level, settings.seed)
         what = f"{category}, {kind} {level:g}" if level else f"{category}, {kind}"
         (scored,) = score_samples([detector], samples, settings, what, alter)
-        metrics = evaluate(scored.labels, scored.scores, scored.masks if pixels else None, scored.maps)
+        metrics = evaluate(scored.labels, scored.scores, scored.masks if pixels else None, scored.maps, detector.inside)
         alarms, detections = alarm_rates(scored.labels, scored.scores, threshold)
         yield {
             "corruption": kind,

@@ -10,7 +10,7 @@ from torch import Tensor
 from models.detector import Detector, Net
 from models.errors import InputError
 from utils.console import progress
-from utils.data.dataset import Batch, Sample, batches
+from utils.data.dataset import Batch, Sample, at_once, batches
 from utils.settings import Settings
 
 
@@ -32,27 +32,52 @@ class Scored:
     statistics: np.ndarray | None = None
 
 
+LARGE = 2**28  # features, 1 GB of float32: more of them are kept in half of that
+
 Alteration = Callable[[Batch], Tensor]  # makes the images (B, 3, H, W) that are looked at out of a batch
+
+
+class Features:
+    """Patch features of ``count`` images as they come in: of each scale one array on the CPU, allocated once.
+
+    They are float32, or float16 if there are many: of ``among`` images in all, if that is more than ``count``.
+    """
+
+    def __init__(self, count: int, among: int = 0) -> None:
+        self.count, self.among, self.filled = count, max(count, among), 0
+        self.scales: list[Tensor] = []
+
+    def add(self, features: Sequence[Tensor], samples: Sequence[Sample]) -> None:
+        """Put in those (B, P, D) of the next images. Raises :class:`InputError` naming one whose are not finite."""
+        if not self.scales:
+            dtype = stored_as(self.among * sum(scale[0].numel() for scale in features))
+            self.scales = [torch.empty(self.count, *scale.shape[1:], dtype=dtype) for scale in features]
+        for whole, part in zip(self.scales, features, strict=True):
+            own = whole[self.filled : self.filled + len(part)].copy_(part)
+            if not torch.isfinite(own).all():
+                bad = (~torch.isfinite(own).all(dim=2).all(dim=1)).nonzero()[0].item()
+                raise InputError(f"image {samples[bad].path} gives features that are not finite")
+        self.filled += len(samples)
+
+
+def numbers_of(net: Net, settings: Settings) -> int:
+    """How many numbers an image's features are before the metric, at all scales together."""
+    return sum(net.patches(settings.image_size, scale) * dim for scale, dim in enumerate(net.raw_dims))
+
+
+def stored_as(numbers: int) -> torch.dtype:
+    """What so many features are kept in."""
+    return torch.float32 if numbers <= LARGE else torch.float16
 
 
 def extract_features(
     net: Net, samples: Sequence[Sample], settings: Settings, what: str, alter: Alteration | None = None
 ) -> list[Tensor]:
-    """For each scale (N, h*w, D) float32 patch features of all samples, in one array on the CPU, allocated once."""
-    scales: list[Tensor] = []
-    start = 0
+    """For each scale (N, P, D) patch features of all samples on the CPU, see ``Features``."""
+    features = Features(len(samples))
     for batch in with_progress(samples, settings, what):
-        embedded = net.look(batch.images if alter is None else alter(batch)).features
-        for scale in embedded:
-            if not torch.isfinite(scale).all():
-                bad = (~torch.isfinite(scale).all(dim=2).all(dim=1)).nonzero()[0].item()
-                raise InputError(f"image {batch.samples[bad].path} gives features that are not finite")
-        if not scales:
-            scales = [torch.empty(len(samples), *scale.shape[1:]) for scale in embedded]
-        for whole, part in zip(scales, embedded, strict=True):
-            whole[start : start + len(part)] = part
-        start += len(batch.images)
-    return scales
+        features.add(net.look(batch.images if alter is None else alter(batch)).features, batch.samples)
+    return features.scales
 
 
 def score_samples(
@@ -94,5 +119,5 @@ def at_depth_of(detectors: Sequence[Detector], settings: Settings) -> Settings:
 
 def with_progress(samples: Sequence[Sample], settings: Settings, what: str) -> Iterator[Batch]:
     """The samples in batches, with a progress bar."""
-    count = -(-len(samples) // settings.batch_size)
+    count = -(-len(samples) // at_once(settings))
     return progress(batches(samples, settings), f"{what} ({len(samples)} images)", count)

@@ -15,7 +15,7 @@ from models.backbone import IMAGENET_MEAN, IMAGENET_STD, build_backbone, feature
 from models.detector import Detector
 from models.errors import InputError
 from models.patchcore import PatchCore
-from utils.pipeline.checkpoint import as_checkpoint, make_bank, make_detector, misfit
+from utils.pipeline.checkpoint import as_checkpoint, make_bank, make_detector, misfit, region_misfit
 from utils.settings import Settings, ratio_name
 
 _ANOMALIB_BANK = "model.memory_bank"  # in the state dict of a Lightning checkpoint of anomalib 2
@@ -99,11 +99,12 @@ def load_patchcore(settings: Settings, category: str) -> Detector | None:
             # PATCHCORE_WEIGHTS are those of the other backbone.
             settings = replace(settings, patchcore_backbone=made_with, patchcore_weights=None)
         net = build_patchcore(settings)
-        if reason := misfit(checkpoint, patchcore_embedding(settings), net):
+        reason = misfit(checkpoint, patchcore_embedding(settings), net) or region_misfit(checkpoint, settings, category)
+        if reason is not None:
             raise InputError(
                 f"memory bank {path} does not fit: {reason}; change the setting or run train_patchcore.py again"
             )
-        return make_detector(checkpoint, net, settings.image_size, path)
+        return make_detector(checkpoint, net.with_state(checkpoint.state), settings.image_size, path)
     bank, weights = _find_bank(contents, path)
     dim = patchcore_dim(settings)
     if bank.shape[1] != dim:

@@ -152,6 +152,7 @@ def show_robustness(settings: Settings, corruption: Corruption, png: str) -> int
                     _baseline_name(settings, category): reference,
                     f"WEDGE-Net ({ratio * 100:g} %)": _maps(settings, detector, images),
                 },
+                detector.inside,
             )
             print(f"[{category}] written: {path}")
 

@@ -5,6 +5,7 @@ are kept -> how far good parts lie from them -> file.
 """
 
 import sys
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,17 +16,29 @@ from torch import Tensor
 
 from models.calibration import calibration_images, held_out_distances, through_held_out_lenses
 from models.coreset import greedy_coreset, random_subset
-from models.detector import Net, combine
+from models.detector import Net, combine, make_maps
 from models.errors import InputError
-from models.scoring import AnomalyMap
 from models.wedge_net import RECIPE, Recipe, WedgeNet
 from models.whitening import fit_lens, fit_whitening
-from utils.data.dataset import Sample, files_digest, train_samples, with_bit_depth
-from utils.pipeline.checkpoint import Checkpoint, bank_path, build_net, load_checkpoint, misfit, save_checkpoint
-from utils.pipeline.conditions import learn_conditions, learn_light, lens_images
-from utils.pipeline.inference import extract_features
+from utils.data.dataset import Sample, at_once, batches, files_digest, leave_out, train_samples, with_bit_depth
+from utils.data.image import size_range
+from utils.data.region import read_region, region_path
+from utils.pipeline.checkpoint import (
+    INSIDE,
+    Checkpoint,
+    bank_path,
+    build_net,
+    load_checkpoint,
+    misfit,
+    region_misfit,
+    save_checkpoint,
+)
+from utils.pipeline.conditions import learn_conditions, learn_light, lens_images, most_lens_images
+from utils.pipeline.inference import LARGE, extract_features, numbers_of, stored_as
 from utils.pipeline.patchcore import build_patchcore, patchcore_embedding, patchcore_path
 from utils.settings import Settings
+
+CORESET_BYTES = 272  # for each patch, while some are chosen, see ``greedy_coreset``
 
 
 @dataclass(frozen=True)
@@ -66,21 +79,50 @@ def patchcore_method(settings: Settings) -> Method:
     )
 
 
-def train_category(settings: Settings, category: str, method: Method, overwrite: bool = False) -> None:
-    """Make the banks of one category, at every ratio that is not there yet."""
-    samples = train_samples(settings, category)
+class Calibration(NamedTuple):
+    """What makes scores comparable, and how good parts score that the memory has not seen.
+
+    ``scales`` (K, S) and ``offsets`` (K,), see ``Detector``; ``scores`` (n,) of the training images with the
+    numbers ``images`` (n,), whose patches lie as far from the memory of the others as ``distances`` (n, h*w) of each
+    scale say.
+    """
+
+    scales: Tensor
+    offsets: Tensor
+    scores: Tensor
+    images: Tensor
+    distances: list[Tensor]
+
+
+class Trained(NamedTuple):
+    """A checkpoint at ``path``, made from ``samples``; ``before`` is what it replaced, None if nothing was there."""
+
+    net: Net
+    path: Path
+    checkpoint: Checkpoint
+    calibration: Calibration
+    samples: list[Sample]
+    before: Checkpoint | None
+
+
+def train_category(
+    settings: Settings, category: str, method: Method, overwrite: bool = False, without: Sequence[str] = ()
+) -> list[Trained]:
+    """Make the banks of one category, at every ratio that is not there yet; ``without`` are files to leave out."""
+    samples = leave_out(train_samples(settings, category), without)
     ratios = [
         ratio
         for ratio in settings.sampling_ratio
         if overwrite or is_missing(settings, category, ratio, method, samples)
     ]
     if not ratios:
-        return
+        return []
 
     settings = with_bit_depth(samples, settings)
     if settings.bit_depth != 8:
         print(f"[{category}] {settings.bit_depth} bits a pixel")
-    net, altered = method.net, []
+    net, altered = with_region(method.net, samples, settings, category), []
+    foretell(net, samples, settings, category)
     if isinstance(net, WedgeNet) and net.stream is not None:
         net = learn_light(net, samples, settings, category)
         net, altered = learn_conditions(net, samples, settings, category)
@@ -90,17 +132,19 @@ def train_category(settings: Settings, category: str, method: Method, overwrite:
     # Two scales keep twice the share each: then they hold as many numbers as one memory of both layers would.
     sizes = [[bank_size(scale[..., 0].numel(), ratio * len(scales), category) for ratio in ratios] for scale in scales]
     chosen = [choose_patches(*each, settings) for each in zip(scales, sizes, strict=True)]
+    picture_sizes = size_range(sample.path for sample in samples)
+    trained = []
     for place, ratio in enumerate(ratios):
         memories = [
             remember(scale, order, own[place], method.bank_dtype)
             for scale, order, own in zip(scales, chosen, sizes, strict=True)
         ]
-        units, offsets, scores = calibrate(net, settings, memories, scales, altered)
+        calibration = calibrate(net, settings, memories, scales, altered)
         path = method.path(category, ratio)
         checkpoint = Checkpoint(
             memory_banks=[memory.vectors for memory in memories],
-            scales=units,
-            offsets=offsets,
+            scales=calibration.scales,
+            offsets=calibration.offsets,
             settings=method.embedding | {"BIT_DEPTH": settings.bit_depth},
             state=net.state(),
             fingerprint=net.fingerprint,
@@ -110,34 +154,79 @@ def train_category(settings: Settings, category: str, method: Method, overwrite:
             seed=settings.seed,
             training_images=len(samples),
             training_digest=files_digest(samples),
-            calibration_scores=scores,
+            calibration_scores=calibration.scores,
+            picture_sizes=picture_sizes,
+            remembered=[],
         )
+        trained.append(Trained(net, path, checkpoint, calibration, samples, replaced(path)))
         save_checkpoint(path, checkpoint)
         kept = " and ".join(
             f"{len(memory.vectors)} of {len(samples) * scale.shape[1]} patches in {scale.shape[2]} dimensions"
             for memory, scale in zip(memories, scales, strict=True)
         )
         print(f"[{category}] {len(samples)} images, kept {kept}: {path} ({path.stat().st_size / 1e6:.2f} MB)")
+    return trained
+
+
+def replaced(path: Path) -> Checkpoint | None:
+    """The checkpoint that a new one will replace, without its banks; None if there is none that can be read."""
+    try:
+        return load_checkpoint(path, metadata_only=True)
+    except InputError:
+        return None
+
+
+def with_region(net: Net, samples: Sequence[Sample], settings: Settings, category: str) -> Net:
+    """The network looking only at the category's region of interest, if there is one."""
+    path = region_path(settings, category)
+    if path is None:
+        return net
+    inside = read_region(path, settings, samples[0])
+    print(f"[{category}] looking at {inside.mean():.0%} of the picture: {path}")
+    return net.with_region(torch.from_numpy(inside))
+
+
+def foretell(net: Net, samples: Sequence[Sample], settings: Settings, category: str) -> None:
+    """Before a training that takes gigabytes: tell how many, and from the first images how long features will take."""
+    others = min(len(samples), most_lens_images(net, settings)) * (len(net.conditions) - 1)
+    numbers = numbers_of(net, settings)
+    if (len(samples) + others) * numbers <= LARGE:
+        return
+    patches = [net.patches(settings.image_size, scale) for scale in range(len(net.raw_dims))]
+    held = sum(count * numbers * stored_as(count * numbers).itemsize for count in (len(samples), others))
+    held += CORESET_BYTES * len(samples) * max(patches)
+    first = samples[: at_once(settings)]
+    start = time.perf_counter()
+    for batch in batches(first, settings):
+        net.look(batch.images)
+    minutes = (time.perf_counter() - start) / len(first) * (len(samples) + others) / 60
+    print(
+        f"[{category}] {len(samples)} images of {settings.image_size.height} x {settings.image_size.width}, "
+        f"{' + '.join(map(str, patches))} patches each: about {held / 1e9 + 1:.0f} GB of memory, and {minutes:.0f} "
+        "minutes until patches are chosen",
+        flush=True,
+    )
 
 
 def fit_maps(
-    net: WedgeNet, scales: Sequence[Tensor], altered: Sequence[Sequence[Tensor]], shrinkage: float
+    net: WedgeNet, scales: Sequence[Tensor], altered: Sequence[list[Tensor | None]], shrinkage: float
 ) -> tuple[WedgeNet, list[Tensor], list[list[Tensor]]]:
     """The network with metric and lenses, and in them the features of the training images, as they are and altered.
 
     Of each scale (N, h*w, D) -> (N, h*w, K), and for each condition and scale the same of the ``lens_images``, each
-    through a lens that has not seen it.
+    through a lens that has not seen it. What is given is used up.
     """
-    numbers = lens_images(len(scales[0]))
+    numbers = lens_images(len(scales[0]), len(altered[0][0])) if altered else []
     maps, mapped, lensed = [], [], [[] for _ in altered]
     for place, scale in enumerate(scales):
         metric = fit_whitening(scale.flatten(0, 1), shrinkage).rounded()
         scale = metric.apply_in_place(scale)
         clean, own = scale[numbers], [metric]
         for features, seen in zip(altered, lensed, strict=True):
-            corrupted = metric(features[place])
+            corrupted, dtype = metric(features[place]), features[place].dtype
+            features[place] = None  # what is lensed takes its room
             own.append(metric.then(fit_lens(corrupted.flatten(0, 1), clean.flatten(0, 1))).rounded())
-            seen.append(through_held_out_lenses(corrupted, clean))
+            seen.append(through_held_out_lenses(corrupted, clean).to(dtype))
         maps.append(own)
         mapped.append(scale)
     return net.with_maps(maps), mapped, lensed
@@ -165,8 +254,8 @@ def calibrate(
     memories: Sequence[Memory],
     scales: Sequence[Tensor],
     altered: Sequence[Sequence[Tensor]],
-) -> tuple[Tensor, Tensor, Tensor]:
-    """What makes scores comparable: (K, S) and (K,), see ``Detector``, and the scores (n,) of good parts that are new.
+) -> Calibration:
+    """What makes scores comparable, and the scores of good parts that are new.
 
     The unit of a scale is the root mean square distance of good patches to the memory of other images. In each other
     condition mean and standard deviation of good parts' scores become those of clean ones.
@@ -176,17 +265,18 @@ def calibrate(
         count,
         [(scale.shape[1], len(memory.vectors), scale.shape[2]) for scale, memory in zip(scales, memories, strict=True)],
     )
-    maps = [AnomalyMap(grid, settings.image_size, net.scoring) for grid in net.grids(settings.image_size)]
+    maps = make_maps(net, settings.image_size)
     units = torch.ones(len(net.conditions), len(scales))
     offsets = torch.zeros(len(units))
 
-    def distances(parts: Sequence[Tensor], numbers: Tensor) -> list[Tensor]:
-        """Held-out distances of each scale, of the images that can be judged at all of them."""
+    def distances(parts: Sequence[Tensor], numbers: Tensor) -> tuple[Tensor, list[Tensor]]:
+        """The numbers of the images that can be judged at all scales, and their held-out distances at each."""
         found = [
-            held_out_distances(part, numbers, count, *memory) for part, memory in zip(parts, memories, strict=True)
+            held_out_distances(part.float(), numbers, count, *memory)
+            for part, memory in zip(parts, memories, strict=True)
         ]
         known = torch.stack([own.isfinite().all(dim=1) for own in found]).all(dim=0)
-        return [own[known] for own in found]
+        return numbers[known], [own[known] for own in found]
 
     def scores(held_out: Sequence[Tensor]) -> Tensor:
         if not len(held_out[0]):
@@ -195,22 +285,22 @@ def calibrate(
             [combine(part, units, offsets, maps)[0] for part in zip(*(own.split(64) for own in held_out), strict=True)]
         )
 
-    held_out = distances([scale[images] for scale in scales], images)
+    images, held_out = distances([scale[images] for scale in scales], images)
     if len(scales) > 1:  # of a single scale, distances are the scores' unit
         for scale, (own, features) in enumerate(zip(held_out, scales, strict=True)):
             # A single image has no others to be compared with; its patches' own spread is the best guess.
-            known = own if len(own) else features.square().sum(dim=2).sqrt()
+            known = own if len(own) else features.float().square().sum(dim=2).sqrt()
             units[:, scale] = 1 / known.square().mean().sqrt().clamp_min(1e-6)
     calibration = scores(held_out)
-    numbers = lens_images(count)
-    clean = scores(distances([scale[numbers] for scale in scales], numbers)) if altered else None
+    numbers = lens_images(count, len(altered[0][0])) if altered else []
+    clean = scores(distances([scale[numbers] for scale in scales], numbers)[1]) if altered else None
     for condition, parts in enumerate(altered, start=1):
-        own = scores(distances(parts, numbers))
+        own = scores(distances(parts, numbers)[1])
         if len(own) > 1 and own.std() > 0 and clean.std() > 0:
             factor = clean.std() / own.std()
             units[condition] *= factor
             offsets[condition] = clean.mean() - factor * own.mean()
-    return units, offsets, calibration
+    return Calibration(units, offsets, calibration, images, held_out)
 
 
 def is_missing(settings: Settings, category: str, ratio: float, method: Method, samples: Sequence[Sample]) -> bool:
@@ -219,7 +309,9 @@ def is_missing(settings: Settings, category: str, ratio: float, method: Method, 
     if not path.exists():
         return True
     saved = load_checkpoint(path, metadata_only=True)
-    reason = misfit(saved, method.embedding, method.net)
+    reason = misfit(saved, method.embedding, method.net) or region_misfit(saved, settings, category)
+    if reason is None and INSIDE in saved.state and region_path(settings, category) is None:
+        reason = "it was made with a region, and there is none now"
     if reason is None and saved.training_digest != files_digest(samples):
         reason = f"it was made from {saved.training_images} other training images"
     if reason is None and (saved.sampling_method, saved.seed) != (settings.sampling_method, settings.seed):
