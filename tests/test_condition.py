@@ -9,14 +9,12 @@ from PIL import Image
 import config
 import eval_noise_robustness
 import evaluation
-import export_onnx
 import predict
 import train
 from models.condition import CLEAN, Condition, ConditionStream, parse_conditions
 from models.errors import InputError
 from tests.conftest import draw_part, make_category
 from utils.data.corruptions import corrupt, gaussian_blur
-from utils.line.edge_model import OnnxModel
 from utils.line.torch_model import TorchModel
 from utils.pipeline.checkpoint import load_checkpoint
 
@@ -228,12 +226,10 @@ def test_on_noisy_pictures_it_finds_more_and_alarms_less(tmp_path):
 
 
 def test_a_single_condition_still_flags_what_is_unlike_training(flags, tmp_path):
-    assert train.main(flags) == export_onnx.main(flags) == evaluation.main(flags) == 0
-    path = tmp_path / "out/10pct/model_data_tile_10pct"
-    pixels = np.random.default_rng(0).integers(0, 256, (2, 64, 64, 3), np.uint8)
-    for model in (TorchModel(path.with_suffix(".pt"), config), OnnxModel(path.with_suffix(".onnx"))):
-        judged = model.predict(pixels)
-        assert judged.unfamiliar.all() and not judged.conditions.any()
+    assert train.main(flags) == evaluation.main(flags) == 0
+    model = TorchModel(tmp_path / "out/10pct/model_data_tile_10pct.pt", config)
+    judged = model.predict(np.random.default_rng(0).integers(0, 256, (2, 64, 64, 3), np.uint8))
+    assert judged.unfamiliar.all() and not judged.conditions.any()
 
 
 def test_predict_tells_the_condition_and_flags_what_is_like_none(line, tmp_path, capsys):
