@@ -4,8 +4,8 @@
     python evaluation.py --category all --sampling-ratio all
 
 Prints image-level AUROC with the pixel figures beside it; writes SAVE_DIR/final_evaluation_results.csv and .png, and
-with FORM = 'wedge' SAVE_DIR/conditions_tile.csv and .png: the condition that each test image was judged in. Settings
-are in config.py.
+with FORM = 'wedge' SAVE_DIR/conditions_tile.csv and .png: the condition that each test image was judged in. What each
+false-alarm rate buys is in SAVE_DIR/false_alarm_rates.csv and .png. Settings are in config.py.
 """
 
 import sys
@@ -23,12 +23,15 @@ from models.conformal import describe_rate
 from models.wedge_net import WedgeNet
 from utils.console import check_writable, command, for_each
 from utils.data.dataset import find_categories, test_samples
-from utils.metrics import Metrics, alarm_rates, evaluate, training_threshold
-from utils.pictures.figures import draw_conditions, draw_evaluation
-from utils.pictures.tables import format_table, mean, write_csv
+from utils.metrics import Metrics, alarm_rates, evaluate, rates_bought, training_threshold
+from utils.pictures.figures import draw_conditions, draw_evaluation, draw_rates
+from utils.pictures.sections import rates_path
+from utils.pictures.tables import category_means, format_table, mean, write_csv
 from utils.pipeline.checkpoint import build_net, load_detector
 from utils.pipeline.inference import Scored, score_samples
 from utils.settings import Settings, SettingsParser, ratio_name
+
+FIGURES = ("threshold", "kept_rate", "false_alarm_rate", "detection_rate")  # that are averaged over categories
 
 
 @command
@@ -39,7 +42,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     check_writable(settings.save_dir, "SAVE_DIR")
     net = build_net(settings)
     rows: list[dict[str, Any]] = []
-    code = for_each(categories, lambda category: rows.extend(evaluate_category(settings, category, net)))
+    bought: list[dict[str, Any]] = []
+
+    def work(category: str) -> None:
+        own, rates = evaluate_category(settings, category, net)
+        rows.extend(own)
+        bought.extend(rates)
+
+    code = for_each(categories, work)
     if rows:
         rows.sort(key=lambda row: -row["ratio"])  # ratio by ratio, each in the order of the categories
         means = mean_rows(rows) if len(categories) > 1 else []
@@ -47,15 +57,19 @@ def main(argv: Sequence[str] | None = None) -> int:
         write_csv(path, rows + means)
         draw_evaluation(path.with_suffix(".png"), rows, means)
         print("\n" + format_table(rows + means) + f"\n\nwritten: {path} and {path.with_suffix('.png')}")
+    if bought:
+        show_rates(settings, bought, averaged=len(categories) > 1)
     return code
 
 
-def evaluate_category(settings: Settings, category: str, net: WedgeNet) -> list[dict[str, Any]]:
-    """One row of figures for each ratio."""
+def evaluate_category(
+    settings: Settings, category: str, net: WedgeNet
+) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """One row of figures for each ratio, and for each ratio what each false-alarm rate buys."""
     samples = test_samples(settings, category)
     loaded = [load_detector(settings, category, ratio, net) for ratio in settings.sampling_ratio]
     detectors = [detector for detector, _ in loaded]
-    rows = []
+    rows, bought = [], []
     for ratio, (detector, checkpoint), scored in zip(
         settings.sampling_ratio, loaded, score_samples(detectors, samples, settings, category), strict=True
     ):
@@ -68,6 +82,8 @@ def evaluate_category(settings: Settings, category: str, net: WedgeNet) -> list[
         if limit is not None:
             asked = describe_rate(calibration, settings.false_alarm_rate)
             print(f"[{category}] threshold {limit:.4g} for {asked}: " + describe_alarms(alarms, detections))
+            own = rates_bought(scored.labels, scored.scores, calibration)
+            bought += [{"category": category, "ratio": ratio} | each for each in own]
         row = {"category": category, "ratio": ratio} | asdict(metrics)
         row |= {"threshold": limit, "false_alarm_rate": alarms, "detection_rate": detections}
         row["region_share"] = None if inside is None else float(inside.mean())
@@ -77,7 +93,19 @@ def evaluate_category(settings: Settings, category: str, net: WedgeNet) -> list[
         rows.append(row | {"bank_vectors": detector.bank_vectors, "bank_mb": detector.bank_bytes / 1e6})
     if scored.conditions is not None:
         show_conditions(settings, category, detector.net, scored)
-    return rows
+    return rows, bought
+
+
+def show_rates(settings: Settings, rows: list[dict[str, Any]], averaged: bool) -> None:
+    """Tell what each false-alarm rate buys, of several categories their mean."""
+    rows.sort(key=lambda row: -row["ratio"])
+    means = category_means(rows, ("ratio", "asked_rate"), FIGURES) if averaged else []
+    means = [row | {"training_pictures": None} for row in means]
+    path = rates_path(settings)
+    write_csv(path, rows + means)
+    draw_rates(path.with_suffix(".png"), means or rows)
+    print("\nwhat each false-alarm rate buys:\n" + format_table(means or rows))
+    print(f"\nwritten: {path} and {path.with_suffix('.png')}")
 
 
 def show_conditions(settings: Settings, category: str, net: WedgeNet, scored: Scored) -> None:

@@ -38,7 +38,7 @@ from utils.data.dataset import Sample, batches, evenly, find_categories, test_sa
 from utils.line.edge_model import KEY, OnnxModel, model_info
 from utils.line.edge_program import write_program
 from utils.metrics import auroc
-from utils.pipeline.checkpoint import bank_path, build_net, load_detector
+from utils.pipeline.checkpoint import Checkpoint, bank_path, build_net, load_detector
 from utils.pipeline.inference import at_depth_of
 from utils.settings import Settings, SettingsParser
 
@@ -72,12 +72,27 @@ def export_detector(
     """Write one model, after a comparison with PyTorch; returns its path."""
     detector, checkpoint = load_detector(settings, category, ratio, net)
     settings = at_depth_of([detector], settings)
-    graph = detector_graph(
-        detector,
-        backbone,
-        settings.image_size,
-        int8_images=calibration_images(settings, category) if int8 else None,
-    )
+    path = bank_path(settings.save_dir, category, ratio)
+    path = path.with_name(f"{path.stem}{'_int8' * int8}.onnx")
+    int8_images = calibration_images(settings, category) if int8 else None
+    samples = comparison_samples(settings, category)
+    write_model(path, category, detector, checkpoint, settings, backbone, samples, int8_images)
+    return path
+
+
+def write_model(
+    path: Path,
+    category: str,
+    detector: Detector,
+    checkpoint: Checkpoint,
+    settings: Settings,
+    backbone: Backbone,
+    samples: Sequence[Sample],
+    int8_images: Iterator[np.ndarray] | None = None,
+) -> None:
+    """Write a detector as ONNX, after a comparison with PyTorch on ``samples``; ``int8_images`` make 8 bits of it."""
+    int8 = int8_images is not None
+    graph = detector_graph(detector, backbone, settings.image_size, int8_images=int8_images)
     info = model_info(
         category,
         checkpoint.calibration_scores.numpy(),
@@ -88,18 +103,14 @@ def export_detector(
         | {"python": platform.python_version()},
     )
     onnx.helper.set_model_props(graph, {KEY: info.to_json()})
-    path = bank_path(settings.save_dir, category, ratio)
-    path = path.with_name(f"{path.stem}{'_int8' * int8}.onnx")
     with atomic_file(path) as temporary:
         temporary.write_bytes(graph.SerializeToString())
-        samples = comparison_samples(settings, category)
         compared = compare(detector, OnnxModel(temporary), samples, settings, category)
         print(f"[{category}] {path}: {temporary.stat().st_size / 1e6:.2f} MB, opset {OPSET}\n    {compared}")
         if not int8 and compared.score_difference > TOLERANCE:
             raise RuntimeError(
                 f"{path} is not kept: its scores differ from PyTorch's, which is a fault of this program"
             )
-    return path
 
 
 def calibration_images(settings: Settings, category: str) -> Iterator[np.ndarray]:

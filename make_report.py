@@ -17,7 +17,17 @@ from utils.atomic import atomic_file
 from utils.console import check_writable, command
 from utils.data.dataset import find_categories
 from utils.pictures.report import page
-from utils.pictures.sections import beside_the_paper, conditions, detection, making, missing, opening, pictures, speed
+from utils.pictures.sections import (
+    beside_the_paper,
+    conditions,
+    detection,
+    making,
+    missing,
+    odd_images,
+    opening,
+    pictures,
+    speed,
+)
 from utils.pictures.studies import blur, colour, gap, noise, parts
 from utils.pipeline.timing import describe_machine, describe_versions
 from utils.settings import SettingsParser
@@ -36,6 +46,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     # A section's title, its content (nothing where its scripts have not run) and those scripts.
     found = (
+        ("Look at these first", odd_images(settings, categories), "train.py"),
         ("Beside the paper", beside_the_paper(settings, categories, machine), "benchmark_fps.py"),
         ("Detection", detection(settings), "evaluation.py"),
         ("Speed and memory", speed(settings), "benchmark_fps.py"),

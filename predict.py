@@ -15,14 +15,12 @@ Exit code 0; with --fail-on-ng 1 if a part is NG or could not be judged; 2 for b
 """
 
 import csv
-import glob
-import itertools
 import json
 import statistics
 import sys
 import time
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
@@ -33,9 +31,10 @@ import numpy as np
 from models.conformal import conformal_threshold, describe_rate, p_values
 from models.errors import InputError
 from utils.console import Parser, check_writable, command, printable
-from utils.data.image import EXTENSIONS, read_image
+from utils.data.image import read_image
 from utils.line.edge_model import Model, OnnxModel
 from utils.line.gallery import Gallery, thumbnail
+from utils.line.inputs import find_images
 from utils.line.watch import follow
 from utils.pictures.heatmap import overlay, overlay_path, save_overlay
 from utils.regions import Region, worst_region
@@ -119,31 +118,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     if counts["ERROR"] and not times and not options.watch:
         return 2
     return int(options.fail_on_ng and counts["NG"] + counts["ERROR"] > 0)
-
-
-def find_images(inputs: Sequence[str]) -> Iterable[Path]:
-    """The files that the inputs name. Raises :class:`InputError` for a folder or glob that holds none."""
-    found: list[Iterable[Path]] = []
-    for text in inputs:
-        if text == "-":
-            found.append(Path(line.rstrip("\r\n")) for line in sys.stdin if line.strip())
-            continue
-        path = Path(text)
-        if path.is_dir():
-            images = sorted(file for file in path.rglob("*") if is_image(file))
-        elif glob.has_magic(text) and not path.exists():
-            images = sorted(file for file in map(Path, glob.glob(text, recursive=True)) if is_image(file))
-        else:
-            images = [path]
-        if not images:
-            raise InputError(f"{printable(text)} holds no image ({', '.join(EXTENSIONS)})")
-        found.append(images)
-    return itertools.chain.from_iterable(found)
-
-
-def is_image(path: Path) -> bool:
-    """Whether a file's name says that it is an image."""
-    return path.suffix.lower() in EXTENSIONS and not path.name.startswith(".")
 
 
 def load_model(path: Path) -> Model:

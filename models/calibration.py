@@ -12,7 +12,7 @@ FOLDS = 10
 _LENS_FOLDS = 4  # fewer: a lens is made for each, in every condition
 _BUDGET = 2e12  # multiply-adds: about half a minute on two cores; the selection that comes before takes longer
 _TILE = 1024  # bank vectors in one product, which then fits in the cache
-_MOST = 500  # images: more hardly move a threshold
+_MOST = 2000  # images: a threshold is settled by far fewer, but each that is scored can be named as odd
 _FEWEST = 20  # images scored however large the bank
 
 
@@ -98,7 +98,7 @@ def held_out_distances(features: Tensor, images: Tensor, count: int, vectors: Te
         if not distances.isfinite().all() or not inside.any():
             continue
         holes = (distances > radius) & ~inside[:, None]
-        added = _cover(features.to(device)[holes], distances[holes], radius)
+        added = cover(features.to(device)[holes], distances[holes], radius)
         held_out[inside] = distances[inside]
         if len(added):
             nearer = MemoryBank(added).nearest(features.to(device)[inside].flatten(0, 1)).view(-1, patches)
@@ -106,7 +106,7 @@ def held_out_distances(features: Tensor, images: Tensor, count: int, vectors: Te
     return held_out.cpu()
 
 
-def _cover(patches: Tensor, distances: Tensor, radius: Tensor) -> Tensor:
+def cover(patches: Tensor, distances: Tensor, radius: Tensor | float) -> Tensor:
     """Of (n, D) patches, at ``distances`` (n,) from a bank, those (m, D) that leave none farther than ``radius``.
 
     The farthest first, as in the selection of a coreset.

@@ -16,6 +16,11 @@ def smallest_rate(scores: np.ndarray) -> float:
     return 1 / (len(scores) + 1)
 
 
+def scores_needed(rate: float) -> int:
+    """The fewest calibration scores that can vouch for a false-alarm rate: 99 for 0.01."""
+    return math.ceil(1 / rate - 1e-9) - 1
+
+
 def conformal_threshold(scores: np.ndarray, rate: float) -> float:
     """The score above which a part is called defective: the ceil((n + 1)(1 - rate))-th smallest of n scores.
 
@@ -41,7 +46,10 @@ def describe_rate(scores: np.ndarray, rate: float) -> str:
     smallest = smallest_rate(scores)
     if rate >= smallest:
         return f"false-alarm rate {rate:g} ({len(scores)} good parts)"
-    return f"false-alarm rate {smallest:.3g}, the smallest that {len(scores)} good parts can vouch for ({rate:g} asked)"
+    return (
+        f"false-alarm rate {smallest:.3g}, the smallest that {len(scores)} good parts can vouch for "
+        f"({rate:g} asked, which takes {scores_needed(rate)})"
+    )
 
 
 def p_values(calibration: np.ndarray, scores: np.ndarray) -> np.ndarray:

@@ -1,5 +1,4 @@
 import csv
-import math
 
 import numpy as np
 import pytest
@@ -15,15 +14,11 @@ import predict
 import train
 from models.condition import CLEAN, Condition, ConditionStream, parse_conditions
 from models.errors import InputError
-from models.wedge_net import grid_size
 from tests.conftest import draw_part, make_category
 from utils.data.corruptions import corrupt, gaussian_blur
-from utils.data.dataset import batches
-from utils.data.dataset import test_samples as samples_for_test
 from utils.line.edge_model import OnnxModel
 from utils.line.torch_model import TorchModel
-from utils.pipeline.checkpoint import bank_path, build_net, load_checkpoint, load_detector
-from utils.settings import SettingsParser
+from utils.pipeline.checkpoint import load_checkpoint
 
 NAMES = ("clean", "noise10", "noise20", "noise40", "blur1", "blur2", "colour1")
 
@@ -45,8 +40,7 @@ def stream():
     """One that knows 40 parts in six conditions."""
     stream, images = ConditionStream("haar", NAMES, True, (96, 96)), parts(40, 0)
     stream.fit_light(stream.measure_light(images))
-    details = torch.stack([stream.measure(in_condition(images, name))[1] for name in NAMES])
-    stream.fit_conditions(details)
+    stream.fit_conditions(torch.stack([stream.measure(in_condition(images, name))[1] for name in NAMES]))
     return stream
 
 
@@ -70,42 +64,69 @@ def test_unknown_conditions_are_one_line(flags, capsys, names):
     assert "CONDITIONS is" in error and "noise10" in error and len(error.splitlines()) == 1
 
 
+def ranked(values, share):
+    """The value below which a share lies; the lower one of two medians."""
+    values = np.sort(np.ravel(values))
+    return values[int(share * (values.size - 1))]
+
+
+def light_by_hand(image, wavelet):
+    """Of a (3, H, W) image: approximation bands (3, h, w) of the third level, their medians and ranges (3, 2)."""
+    structure = np.stack([pywt.wavedec2(plane, wavelet, mode="symmetric", level=3)[0] / 8 for plane in image])
+    return structure, np.array([[ranked(low, 0.5), ranked(low, 0.9) - ranked(low, 0.1)] for low in structure])
+
+
+def read_by_hand(image, wavelet, least, most):
+    """A (3, H, W) image, its light brought to between ``least`` and ``most`` (4, 2), and its statistics (23,)."""
+    structure, light = light_by_hand(image, wavelet)
+    brightness = light.mean(axis=0)
+    seen = np.concatenate([brightness[None], light - brightness])
+    change = np.clip(seen, least, most) - seen
+    wanted = light + change[0] + change[1:]
+    gain = np.clip((wanted[:, 1] + 1e-6) / (light[:, 1] + 1e-6), 1 / 4, 4)
+    offset = wanted[:, 0] - gain * light[:, 0]
+    half_level = 0.5 / 255
+    fourth = image[:, ::2, ::2]
+    statistics = [np.log((fourth >= 1 - half_level).mean() + 1e-3), np.log((fourth <= half_level).mean() + 1e-3)]
+    structure = structure * gain[:, None, None] + offset[:, None, None]
+    grey, colourfulness = structure.mean(axis=0), structure.max(axis=0) - structure.min(axis=0)
+    low, middle, high = (ranked(grey, share) for share in (0.1, 0.5, 0.9))
+    statistics.append(np.log(high - middle + half_level) - np.log(middle - low + half_level))
+    statistics += [ranked(colourfulness, 0.5), ranked(colourfulness, 0.9)]
+    aligned = image * gain[:, None, None] + offset[:, None, None]
+    for level, bands in enumerate(pywt.wavedec2(aligned.mean(axis=0), wavelet, mode="symmetric", level=3)[:0:-1]):
+        some = [band[::2, ::2] if level == 0 else band for band in bands]
+        statistics += [np.log(ranked(np.abs(band), share) + half_level) for band in some for share in (0.5, 0.9)]
+    return aligned, np.array(statistics)
+
+
 @pytest.mark.parametrize("wavelet", ["haar", "db2", "bior2.2", "sym4"])
 def test_measures_are_those_of_pywavelets(wavelet):
-    stream, images = ConditionStream(wavelet, ["clean"], True, (96, 96)), parts(3, 1)
-    light = stream.measure_light(images).numpy()
+    stream, images = ConditionStream(wavelet, ["clean"], True, (96, 96)), parts(4, 1)
+    light = stream.measure_light(images)
     for image, own in zip(images.double().numpy(), light, strict=True):
-        for channel, (median, spread) in zip(image, own, strict=True):
-            low = np.sort(pywt.wavedec2(channel, wavelet, mode="symmetric", level=3)[0].ravel() / 8)
-            places = [int(share * (low.size - 1)) for share in (0.5, 0.1, 0.9)]
-            np.testing.assert_allclose([median, spread], [low[places[0]], low[places[2]] - low[places[1]]], atol=1e-5)
-    stream.fit_light(stream.measure_light(images))
-    aligned, statistics = stream.measure(images)
-    detail = statistics[:, -18:]
-    for image, own in zip(aligned.double().numpy(), detail.numpy(), strict=True):
-        bands = pywt.wavedec2(image.mean(axis=0), wavelet, mode="symmetric", level=3)[:0:-1]
-        found = [
-            np.sort(np.abs(band[::2, ::2] if level == 0 else band).ravel())
-            for level, each in enumerate(bands)
-            for band in each
-        ]
-        quantiles = [values[int(share * (values.size - 1))] for values in found for share in (0.5, 0.9)]
-        np.testing.assert_allclose(np.exp(own), np.array(quantiles) + 0.5 / 255, rtol=1e-3)
+        np.testing.assert_allclose(own, light_by_hand(image, wavelet)[1], atol=1e-5)
+    stream.fit_light(light[:3])
+    images[1:] = images[1:] * torch.tensor([0.5, 0.7, 1.2]).view(3, 1, 1, 1) + 0.2  # darker, paler; some is clipped
+    aligned, statistics = stream.measure(images.clamp_(0, 1))
+    known = stream.least_light.double().numpy(), stream.most_light.double().numpy()
+    for image, found, own in zip(images.double().numpy(), aligned, statistics, strict=True):
+        wanted, expected = read_by_hand(image, wavelet, *known)
+        np.testing.assert_allclose(found, wanted, atol=1e-5)
+        np.testing.assert_allclose(own, expected, rtol=1e-3, atol=1e-4)
+    assert torch.equal(aligned[0], images[0]) and not torch.equal(aligned[1], images[1])
 
 
 def test_blur_is_told_on_parts_that_cover_a_third_of_a_blank_ground():
-    def before_black(images: torch.Tensor) -> torch.Tensor:
-        images = images.clone()
+    def before_black(images):
         images[..., 32:] = 0
         return images
 
-    stream = ConditionStream("haar", NAMES, True, (96, 96))
-    images = before_black(parts(20, 4))
+    stream, images = ConditionStream("haar", NAMES, True, (96, 96)), before_black(parts(20, 4))
     stream.fit_light(stream.measure_light(images))
     stream.fit_conditions(torch.stack([stream.measure(in_condition(images, name))[1] for name in NAMES]))
-    number = NAMES.index("blur1")
     reading = stream(in_condition(before_black(parts(20, 5)), "blur1", seed=3))
-    assert (reading.conditions == number).float().mean() >= 0.95
+    assert (reading.conditions == NAMES.index("blur1")).float().mean() >= 0.95
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -167,8 +188,7 @@ def test_few_or_equal_training_images_do_not_break_it():
     for images in (parts(1, 0), parts(1, 0).repeat(5, 1, 1, 1), torch.zeros(3, 3, 96, 96)):
         stream = ConditionStream("haar", NAMES, True, (96, 96))
         stream.fit_light(stream.measure_light(images))
-        details = torch.stack([stream.measure(in_condition(images, name))[1] for name in NAMES])
-        stream.fit_conditions(details)
+        stream.fit_conditions(torch.stack([stream.measure(in_condition(images, name))[1] for name in NAMES]))
         reading = stream(images)
         assert (reading.conditions == 0).all() and reading.images.isfinite().all()
 
@@ -176,54 +196,18 @@ def test_few_or_equal_training_images_do_not_break_it():
 def test_an_image_too_small_for_the_wavelet_is_refused(flags, capsys):
     with pytest.raises(InputError, match="need at least 312 pixels"):
         ConditionStream("db20", ["clean"], True, (64, 64))
-    small = [*flags, "--frequency-stream", "condition", "--wavelet-type", "db20"]
-    assert train.main(small) == 2
-    assert "IMAGE_SIZE is 64" in capsys.readouterr().err
+    assert train.main([*flags, "--wavelet-type", "db20"]) == 2
+    error = capsys.readouterr().err
+    assert "IMAGE_SIZE is 64" in error and "set WAVELET_TYPE = 'haar' or FORM = 'paper'" in error
+    assert train.main([*flags, "--wavelet-type", "db20", "--form", "paper"]) == 0
 
 
-def test_conditions_that_the_bank_lacks_are_named(flags, capsys):
-    own = [*flags, "--frequency-stream", "condition"]
-    assert train.main([*own, "--conditions", "clean,noise10"]) == 0
-    assert evaluation.main([*own, "--conditions", "clean,noise20"]) == 2
+def test_conditions_that_a_checkpoint_lacks_are_named(flags, capsys):
+    assert train.main([*flags, "--conditions", "clean,noise10"]) == 0
+    assert evaluation.main([*flags, "--conditions", "clean,noise20"]) == 2
     error = capsys.readouterr().err
     assert "CONDITIONS = 'clean,noise10', the setting is 'clean,noise20'" in error
-    assert evaluation.main([*own, "--conditions", "noise10, clean"]) == 0
-
-
-def test_all_banks_may_share_the_memory_of_one(flags, tmp_path, capsys):
-    own = [*flags, "--frequency-stream", "condition", "--conditions", "clean,noise20,blur1", "--clean-share", "0.5"]
-    assert train.main(own) == 0
-    settings, _ = SettingsParser(config, None).read(own)
-    checkpoint = load_checkpoint(bank_path(settings.save_dir, settings.category, 0.1))
-    total = int(0.1 * checkpoint.training_images * math.prod(grid_size(settings.image_size)))
-    assert checkpoint.bank_sizes.tolist() == pytest.approx([total / 2, total / 4, total / 4], abs=1)
-    assert "for each of 2 other conditions" in capsys.readouterr().out
-    assert evaluation.main(own) == 0
-    assert evaluation.main([*own, "--clean-share", "0.6"]) == 2
-    assert "CLEAN_SHARE = 0.5, the setting is 0.6" in capsys.readouterr().err
-    assert train.main([*own, "--clean-share", "1"]) == 2
-    assert "CLEAN_SHARE is 1; it must be None or a number" in capsys.readouterr().err
-
-
-def test_scores_mean_the_same_in_every_condition(line):
-    """Good parts' mean and spread are the first condition's, and each image is searched in its own bank alone."""
-    settings, _ = SettingsParser(config, None).read(line.flags)
-    detector, checkpoint = load_detector(settings, "tile", 0.1, build_net(settings))
-    assert len(detector.banks) == 10
-    assert torch.equal(checkpoint.score_scales[0], torch.tensor([1.0, 0.0]))
-    images = torch.cat([batch.images for batch in batches(samples_for_test(settings, "tile"), settings)])
-    images = torch.cat([images, in_condition(images, "noise30"), in_condition(images, "blur2")])
-    found = detector.predict(images)
-    embedding = detector.net.embed(images)
-    assert len(found.conditions.unique()) >= 3
-    for place, condition in enumerate(found.conditions.tolist()):
-        distances = torch.cdist(embedding.features[place], detector.banks[condition].vectors.float()).amin(dim=1)
-        maps = detector.anomaly_map(distances.view(1, 8, 8))
-        scale, offset = checkpoint.score_scales[condition]
-        torch.testing.assert_close(found.maps[place], maps[0] * scale + offset, atol=1e-3, rtol=1e-3)
-        torch.testing.assert_close(found.scores[place], found.maps[place].max())
-    alone = torch.cat([detector.predict(image[None]).scores for image in images])
-    torch.testing.assert_close(alone, found.scores, rtol=1e-4, atol=1e-4)
+    assert evaluation.main([*flags, "--conditions", "noise10, clean"]) == 0
 
 
 def test_a_second_training_gives_the_same_bank(line, tmp_path):
@@ -236,27 +220,26 @@ def test_a_second_training_gives_the_same_bank(line, tmp_path):
 def test_on_noisy_pictures_it_finds_more_and_alarms_less(tmp_path):
     make_category(tmp_path / "data", "tile", 7, train=24, good=20, bad=20, shade=0.7)
     figures = {}
-    for stream in ("off", "condition"):
-        flags = ["--data-path", str(tmp_path / "data"), "--save-dir", str(tmp_path / stream), "--image-size", "96"]
-        flags += ["--center-crop", "false", "--backbone", "efficientnet_lite0", "--frequency-stream", stream]
+    for name, conditions in {"plain": "clean", "lenses": "clean,noise20,noise30"}.items():
+        flags = ["--data-path", str(tmp_path / "data"), "--save-dir", str(tmp_path / name), "--image-size", "96"]
+        flags += ["--center-crop", "false", "--backbone", "efficientnet_lite0", "--conditions", conditions]
         flags += ["--num-workers", "0", "--device", "cpu", "--patchcore-dir", str(tmp_path / "none")]
         assert train.main(flags) == 0
         assert eval_noise_robustness.main([*flags, "--levels", "0,20,30"]) == 0
-        with open(tmp_path / stream / "full_noise_comparison_smoothed_tile_10pct.csv", encoding="utf-8") as file:
-            figures[stream] = {float(row["level"]): row for row in csv.DictReader(file)}
+        with open(tmp_path / name / "full_noise_comparison_smoothed_tile_10pct.csv", encoding="utf-8") as file:
+            figures[name] = {float(row["level"]): row for row in csv.DictReader(file)}
     for level in (20, 30):
-        plain, own = figures["off"][level], figures["condition"][level]
+        plain, own = figures["plain"][level], figures["lenses"][level]
         assert float(own["wedge_net_auroc"]) > float(plain["wedge_net_auroc"]) + 0.05
         assert float(plain["wedge_net_false_alarm_rate"]) == 1
         assert float(own["wedge_net_false_alarm_rate"]) <= 0.2
         assert float(own["wedge_net_unfamiliar_rate"]) <= 0.1
-    clean = [float(figures[stream][0]["wedge_net_auroc"]) for stream in ("condition", "off")]
+    clean = [float(figures[name][0]["wedge_net_auroc"]) for name in ("lenses", "plain")]
     assert clean[0] > clean[1] - 0.02
 
 
-def test_a_single_condition_still_flags_what_is_unlike_training(flags, data, tmp_path):
-    own = [*flags, "--frequency-stream", "condition", "--conditions", "clean"]
-    assert train.main(own) == export_onnx.main(own) == evaluation.main(own) == 0
+def test_a_single_condition_still_flags_what_is_unlike_training(flags, tmp_path):
+    assert train.main(flags) == export_onnx.main(flags) == evaluation.main(flags) == 0
     path = tmp_path / "out/10pct/model_data_tile_10pct"
     pixels = np.random.default_rng(0).integers(0, 256, (2, 64, 64, 3), np.uint8)
     for model in (TorchModel(path.with_suffix(".pt"), config), OnnxModel(path.with_suffix(".onnx"))):

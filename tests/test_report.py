@@ -4,12 +4,12 @@ import base64
 import io
 from html.parser import HTMLParser
 
+import ablation_frequency
 import numpy as np
 import pytest
 from PIL import Image
 
 import ablation
-import ablation_frequency
 import benchmark_fps
 import eval_blur_robustness
 import eval_color_robustness

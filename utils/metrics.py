@@ -6,10 +6,11 @@ import numpy as np
 from scipy import ndimage
 from sklearn.metrics import auc, precision_recall_curve, roc_auc_score
 
-from models.conformal import conformal_threshold
+from models.conformal import conformal_threshold, scores_needed, smallest_rate
 
 AUPRO_LIMIT = 0.3  # false-positive rate up to which AUPRO integrates
 FALSE_ALARMS = 0.05  # nominal rate of the robustness tables: one of 0.01 would show in few test sets
+RATES = (0.01, 0.02, 0.05, 0.1, 0.2)  # of false alarms, that a user may choose from
 
 
 @dataclass(frozen=True)
@@ -102,6 +103,24 @@ def training_threshold(calibration: np.ndarray, rate: float) -> float | None:
     ``calibration`` (n,) are scores of good parts that the bank has not seen; None if there are none.
     """
     return conformal_threshold(calibration, rate) if len(calibration) else None
+
+
+def rates_bought(
+    labels: np.ndarray, scores: np.ndarray, calibration: np.ndarray
+) -> list[dict[str, float | int | None]]:
+    """For each of ``RATES`` what it costs and finds on test images (labels 0 and 1).
+
+    ``calibration`` (n,), n >= 1, are scores of good parts. A rate that n cannot vouch for is kept at the smallest that
+    they can, ``kept_rate``; ``takes`` is how many could.
+    """
+    rows = []
+    for rate in RATES:
+        threshold = conformal_threshold(calibration, rate)
+        alarms, detections = alarm_rates(labels, scores, threshold)
+        row = {"asked_rate": rate, "kept_rate": max(rate, smallest_rate(calibration)), "threshold": threshold}
+        row |= {"false_alarm_rate": alarms, "detection_rate": detections}
+        rows.append(row | {"training_pictures": len(calibration), "takes": scores_needed(rate)})
+    return rows
 
 
 def alarm_rates(labels: np.ndarray, scores: np.ndarray, threshold: float | None) -> tuple[float | None, float | None]:

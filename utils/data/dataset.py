@@ -1,11 +1,11 @@
 """The data set on disk: which categories there are, which files they hold, and batches of them as tensors."""
 
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import chain
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -23,6 +23,7 @@ from utils.size import DEPTHS
 
 Item = TypeVar("Item")
 MOST_PIXELS = 2**23  # in a batch: 167 images of 224 x 224, or 8 of 1,024 x 1,024
+EXCLUDED = "exclude.txt"  # in a category's folder
 HOW_TO_GET_DATA = (
     "get MVTec AD with 'python prepare_data.py mvtec', a rendered sample with 'python prepare_data.py sample', or "
     "make a category of your own folders with 'python prepare_data.py folder'"
@@ -83,14 +84,65 @@ def find_categories(settings: Settings) -> list[str]:
 
 
 def train_samples(settings: Settings, category: str) -> list[Sample]:
-    """The good images that a category is trained on. Raises :class:`InputError` if there are none."""
-    train = subfolder(settings.data_path / category, "train")
+    """The good images that a category is trained on, without those that its ``exclude.txt`` names, one file a line.
+
+    Raises :class:`InputError` if there are none, or a name is none of theirs.
+    """
+    root = settings.data_path / category
+    train = subfolder(root, "train")
     folders = good_folders(train)
     samples = [Sample(path, GOOD) for folder in folders for path in images(folder)]
     if not samples:
         folder = folders[0] if folders else train / GOOD
         raise InputError(f"{folder} holds no image ({', '.join(EXTENSIONS)}): training needs good parts there")
-    return samples
+    listed = root / EXCLUDED
+    return leave_out(samples, _lines(listed), str(listed)) if listed.is_file() else samples
+
+
+def leave_out(samples: Sequence[Sample], names: Sequence[str], by: str = "--without") -> list[Sample]:
+    """The samples but those that are named, by file name or by path; ``by`` says where, for an error.
+
+    Raises :class:`InputError` if a name is none of theirs, or none is left.
+    """
+    gone = set()
+    for name in names:
+        found = [sample for sample in samples if name in (sample.path.name, str(sample.path))]
+        found = found or [sample for sample in samples if Path(name).resolve() == sample.path.resolve()]
+        if not found:
+            raise InputError(f"{by}: {name} is none of the {len(samples)} training images in {samples[0].path.parent}")
+        gone.update(sample.path for sample in found)
+    if len(gone) == len(samples):
+        raise InputError(f"{by} leaves out every one of the {len(samples)} training images")
+    return [sample for sample in samples if sample.path not in gone]
+
+
+def _lines(path: Path) -> list[str]:
+    """A text file's lines, without empty ones and those that begin with #."""
+    try:
+        lines = path.read_text(encoding="utf-8-sig").splitlines()
+    except UnicodeDecodeError:
+        raise InputError(f"{path} is no text in UTF-8: it names training images to leave out, one a line") from None
+    return [line.strip() for line in lines if line.strip() and not line.lstrip().startswith("#")]
+
+
+def same_bytes(paths: Iterable[Path]) -> list[list[Path]]:
+    """Files that are the same to the byte, in groups of two and more."""
+    return [twins for alike in _grouped(paths, _size) for twins in _grouped(alike, _digest)]
+
+
+def _grouped(paths: Iterable[Path], key: Callable[[Path], Any]) -> list[list[Path]]:
+    groups: dict[Any, list[Path]] = {}
+    for path in paths:
+        groups.setdefault(key(path), []).append(path)
+    return [group for group in groups.values() if len(group) > 1]
+
+
+def _size(path: Path) -> int:
+    return path.stat().st_size
+
+
+def _digest(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 def test_samples(settings: Settings, category: str) -> list[Sample]:

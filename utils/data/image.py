@@ -2,7 +2,7 @@
 
 import sys
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -75,11 +75,17 @@ def largest_value(path: Path) -> int:
         return int(_values(image, path).max()) if _is_deep(image) else 0
 
 
-def image_size(path: Path) -> tuple[int, int]:
-    """(width, height) of an image, upright, from its header. Raises :class:`InputError` as ``read_image`` does."""
+def picture_size(path: Path) -> tuple[int, int]:
+    """(width, height) of an image file, upright; its pixels are not decoded. Raises InputError as ``read_image``."""
     with _opened(path) as image:
         turned = image.getexif().get(ORIENTATION, 1) in (5, 6, 7, 8)
         return image.size[::-1] if turned else image.size
+
+
+def size_range(paths: Iterable[Path]) -> list[tuple[int, int]]:
+    """The smallest and the largest (width, height) of image files, each side by itself."""
+    widths, heights = zip(*map(picture_size, paths), strict=True)
+    return [(min(widths), min(heights)), (max(widths), max(heights))]
 
 
 @contextmanager

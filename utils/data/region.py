@@ -7,7 +7,7 @@ from PIL import Image
 
 from models.errors import InputError
 from utils.data.dataset import Sample
-from utils.data.image import Geometry, image_size, read_image
+from utils.data.image import Geometry, picture_size, read_image
 from utils.settings import Settings
 
 NAME = "region.png"  # in a category's folder
@@ -30,7 +30,7 @@ def read_region(path: Path, settings: Settings, like: Sample | None = None) -> n
     """
     region = read_image(path).convert("L")
     if like is not None:
-        width, height = image_size(like.path)
+        width, height = picture_size(like.path)
         if abs(region.height * width / (region.width * height) - 1) > _SHAPE_TOLERANCE:
             raise InputError(
                 f"region {path} is {region.width} x {region.height}, image {like.path} is {width} x {height}: it must "

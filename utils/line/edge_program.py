@@ -21,6 +21,7 @@ MODULES = (
     "utils/line/edge_model.py",
     "utils/line/gallery.html",
     "utils/line/gallery.py",
+    "utils/line/inputs.py",
     "utils/line/watch.py",
     "utils/pictures/__init__.py",
     "utils/pictures/heatmap.py",

@@ -21,10 +21,12 @@ class TorchModel:
 
     def __init__(self, path: Path, config: ModuleType) -> None:
         checkpoint = load_checkpoint(path)
+        self.checkpoint = checkpoint
         values = {name: getattr(config, name) for name in CONSTANTS if hasattr(config, name)}
         # None says that a setting is not used: what is there then must only be valid.
         used = {name: value for name, value in checkpoint.settings.items() if value is not None}
         settings = make_settings(values | used)
+        self.settings = settings
         net = build_net(settings)
         if reason := misfit(checkpoint, settings.embedding(), net):
             raise InputError(f"{path} does not fit: {reason}; set BACKBONE_WEIGHTS in config.py")

@@ -62,6 +62,35 @@ def draw_evaluation(path: Path, rows: Sequence[Mapping[str, Any]], means: Sequen
     save_figure(path, figure)
 
 
+def draw_rates(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
+    """Defects found and false alarms by the false-alarm rate asked for, a colour for each category and ratio."""
+    figure = Figure(figsize=(7, 4.5))
+    axis = figure.subplots()
+    asked = sorted({row["asked_rate"] for row in rows})
+    axis.plot(asked, asked, color="0.5", linestyle=":", label="false alarms as asked")
+    for place, (category, ratio) in enumerate(dict.fromkeys((row["category"], row["ratio"]) for row in rows)):
+        own = [row for row in rows if (row["category"], row["ratio"]) == (category, ratio)]
+        colour, name = COLOURS[place % len(COLOURS)], f"{category}, {ratio * 100:g} % of the patches"
+        for column, line, what in (
+            ("detection_rate", "-", "defects found"),
+            ("false_alarm_rate", "--", "false alarms"),
+        ):
+            heights = [np.nan if row[column] is None else row[column] for row in own]
+            axis.plot(
+                [row["asked_rate"] for row in own], heights, line, color=colour, marker="o", label=f"{name}: {what}"
+            )
+    axis.set_xscale("log")
+    axis.set_xticks(asked, [f"{rate * 100:g} %" for rate in asked])
+    axis.minorticks_off()
+    axis.set_ylim(-0.02, 1.02)
+    axis.set_xlabel("false-alarm rate asked for")
+    axis.set_ylabel("share of the test images")
+    axis.grid(alpha=0.3)
+    axis.spines[["top", "right"]].set_visible(False)
+    axis.legend(frameon=False, fontsize=8, loc="lower left", bbox_to_anchor=(0, 1))
+    save_figure(path, figure)
+
+
 def draw_speed(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
     """Images a second of each model, by the paper's protocol and end to end, with the backbone's own rate as a line."""
     figure = Figure(figsize=(8, 1.2 + 0.75 * len(rows)))

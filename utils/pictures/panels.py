@@ -11,6 +11,7 @@ from matplotlib.axes import Axes
 from matplotlib.cm import ScalarMappable
 from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
 
 from utils.pictures.figures import save_figure
 
@@ -145,6 +146,36 @@ def _region(axis: Axes, region: np.ndarray) -> None:
     limits = axis.axis()
     axis.contour(*sides, padded, [0.5], colors=REGION, linewidths=1, linestyles="dashed")
     axis.axis(limits)
+
+
+class Framed(NamedTuple):
+    """A picture (H, W, 3), a ``box`` in it (x, y, width, height) in its pixels, and what is written above it."""
+
+    image: np.ndarray
+    box: tuple[int, int, int, int]
+    title: str
+
+
+def draw_framed(path: Path, title: str, pictures: Sequence[Framed]) -> None:
+    """Pictures in a grid, each with its box outlined."""
+    columns = min(6, len(pictures))
+    rows = -(-len(pictures) // columns)
+    across, down = (
+        max(sides) for sides in zip(*(_panel_size(*each.image.shape[:2]) for each in pictures), strict=True)
+    )
+    figure = Figure(figsize=(columns * across, rows * (down + 0.35) + 0.4), layout="constrained")
+    figure.suptitle(title, fontsize=10, wrap=True)
+    axes = figure.subplots(rows, columns, squeeze=False).ravel()
+    for axis, each in zip(axes, pictures, strict=False):
+        _panel(axis, each.image)
+        x, y, width, height = each.box
+        # Dark under bright: seen on any part.
+        for colour, line in (("black", 3.0), (OUTLINE, 1.5)):
+            axis.add_patch(Rectangle((x - 0.5, y - 0.5), width, height, fill=False, edgecolor=colour, linewidth=line))
+        axis.set_title(each.title, fontsize=7)
+    for axis in axes[len(pictures) :]:
+        axis.set_axis_off()
+    save_figure(path, figure)
 
 
 def _panel_size(height: int, width: int) -> tuple[float, float]:

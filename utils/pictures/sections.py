@@ -42,6 +42,35 @@ def opening(settings: Settings, categories: Sequence[str]) -> list[str]:
     return parts
 
 
+def odd_images(settings: Settings, categories: Sequence[str]) -> list[str]:
+    """train.py's training pictures that are unlike the others, or that there are none."""
+    parts, quiet = [], []
+    for category in categories:
+        names = [ratio_name(ratio) for ratio in settings.sampling_ratio]
+        paths = [settings.save_dir / name / f"odd_images_{category}_{name}.csv" for name in names]
+        path = next((path for path in paths if path.is_file()), None)
+        if path is None:
+            continue
+        rows = read_csv(path)
+        if not rows:
+            quiet.append(category)
+            continue
+        columns = {"file": "File", "score": "Score", "limit": "Limit"}
+        columns |= {"box_x": "x", "box_y": "y", "box_width": "width", "box_height": "height"}
+        caption = f"{category}: training pictures that the others do not vouch for, their worst place outlined."
+        parts += [f"<h3>{text(category)}</h3>", *drawn(path.with_suffix(".png"), caption, wide=True)]
+        parts.append(table(rows, columns, (("", 3), ("Worst place, pixels", 4))))
+    about = (
+        "Each training picture was scored against the memory of the others. These lie beyond what the spread of good "
+        "pictures allows: a defect among them, another part, another light. One of them can set the threshold for all. "
+        "Nothing was left out by itself: <code>train.py --without FILE...</code> or a line in "
+        "<code>DATA_PATH/&lt;category&gt;/exclude.txt</code> does."
+    )
+    if quiet:
+        parts.append(paragraph(f"No training picture of {text(', '.join(quiet))} is unlike the others.", "note"))
+    return parts and [paragraph(about), *parts]
+
+
 def beside_the_paper(settings: Settings, categories: Sequence[str], machine: str) -> list[str]:
     """AUROC, speed and memory of each method, ours (on ``machine``) and as the paper states them."""
     speed, quality = averages(read_results(speed_path(settings))), averages(read_results(detection_path(settings)))
@@ -93,7 +122,31 @@ def detection(settings: Settings) -> list[str]:
         "score that suits the test images best. The threshold of training knows good training images only; "
         f"{settings.false_alarm_rate * 100:g} % false alarms were asked of it."
     )
-    return rows and [paragraph(about), *drawn(path.with_suffix(".png"), caption), table(rows, columns, groups)]
+    parts = [paragraph(about), *drawn(path.with_suffix(".png"), caption), table(rows, columns, groups)]
+    return rows and [*parts, *_rates(settings)]
+
+
+def _rates(settings: Settings) -> list[str]:
+    """evaluation.py's table and curve of what each false-alarm rate buys; of several categories their means."""
+    path = rates_path(settings)
+    rows = averages(read_results(path))
+    columns = {
+        "category": "Category", "ratio": "Memory", "asked_rate": "asked", "kept_rate": "kept", "threshold": "score",
+        "false_alarm_rate": "false alarms", "detection_rate": "detected", "training_pictures": "there are",
+        "takes": "it takes",
+    }  # fmt: skip
+    groups = (("", 2), ("Rate", 2), ("Threshold", 1), ("On the test images", 2), ("Training pictures", 2))
+    about = (
+        "A threshold follows from the rate of false alarms that one allows. Few good pictures cannot vouch for a small "
+        "one: what they keep is the smallest that they can, and the last column says how many it takes."
+    )
+    caption = "Defects found and false alarms on the test images, by the false-alarm rate that was asked for."
+    return rows and [
+        "<h3>What each false-alarm rate buys</h3>",
+        paragraph(about),
+        *drawn(path.with_suffix(".png"), caption),
+        table(rows, columns, groups),
+    ]
 
 
 def conditions(settings: Settings, categories: Sequence[str]) -> list[str]:
@@ -206,6 +259,11 @@ def speed_path(settings: Settings) -> Path:
 def detection_path(settings: Settings) -> Path:
     """Where evaluation.py writes."""
     return settings.save_dir / "final_evaluation_results.csv"
+
+
+def rates_path(settings: Settings) -> Path:
+    """Where evaluation.py writes what each false-alarm rate buys."""
+    return settings.save_dir / "false_alarm_rates.csv"
 
 
 def written(value: object) -> str:

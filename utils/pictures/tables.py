@@ -13,10 +13,13 @@ FORMATS = {"fps": ".1f", "ms": ".2f", "mb": ".1f", "s": ".1f", "percent": "+.1f"
 )
 
 
-def write_csv(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
-    """Write rows under the first one's keys; None is an empty cell. An old file stays until the new one is whole."""
+def write_csv(path: Path, rows: Sequence[Mapping[str, Any]], columns: Sequence[str] | None = None) -> None:
+    """Write rows under ``columns``, or the first one's keys; None is an empty cell.
+
+    An old file stays until the new one is whole.
+    """
     with atomic_file(path) as temporary, open(temporary, "w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, fieldnames=list(rows[0]))
+        writer = csv.DictWriter(file, fieldnames=list(columns or rows[0]))
         writer.writeheader()
         writer.writerows(rows)
 

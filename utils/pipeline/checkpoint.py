@@ -30,7 +30,8 @@ class Checkpoint:
     ``memory_banks`` for each scale (M, D) float32 or float16; ``scales`` (K, S) and ``offsets`` (K,), see ``Detector``;
     ``settings`` those the embedding depends on, and the BIT_DEPTH that was found; ``state`` what the embedding has
     beside the backbone; ``fingerprint`` of the backbone's weights; ``training_digest`` of the training files;
-    ``calibration_scores`` (n,) of training images against a bank without them.
+    ``calibration_scores`` (n,) of training images against a bank without them; ``picture_sizes`` of the training files:
+    the smallest and the largest (width, height); ``remembered`` what remember.py has added since, a dict for each time.
     """
 
     memory_banks: list[Tensor]
@@ -46,6 +47,8 @@ class Checkpoint:
     training_images: int
     training_digest: str
     calibration_scores: Tensor
+    picture_sizes: list[tuple[int, int]]
+    remembered: list[dict[str, Any]]
 
 
 def bank_path(save_dir: Path, category: str, ratio: float) -> Path:

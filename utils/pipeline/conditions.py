@@ -78,11 +78,12 @@ def learn_conditions(
     found = [Features(len(some), len(some) * (len(alterations) - 1)) for _ in alterations[1:]]
     statistics: list[list[Tensor]] = [[] for _ in alterations]
     for batch in with_progress(some, settings, f"{category}: conditions"):
-        for number, alter in enumerate(alterations):
-            embedding = net.look(batch.images if alter is None else alter(batch), condition=0)
-            statistics[number].append(embedding.reading.statistics)
-            if number:
-                found[number - 1].add(embedding.features, batch.samples)
+        # Clean features are taken of all images, elsewhere.
+        statistics[0].append(net.prepare(batch.images.to(net.device))[1].statistics)
+        for alter, own, features in zip(alterations[1:], statistics[1:], found, strict=True):
+            embedding = net.look(alter(batch), condition=0)
+            own.append(embedding.reading.statistics)
+            features.add(embedding.features, batch.samples)
     stream = copy.deepcopy(net.stream).cpu()
     stream.fit_conditions(torch.stack([torch.cat(own) for own in statistics]))
     return net.with_stream(stream), [own.scales for own in found]

@@ -20,7 +20,8 @@ from models.detector import Net, combine, make_maps
 from models.errors import InputError
 from models.wedge_net import RECIPE, Recipe, WedgeNet
 from models.whitening import fit_lens, fit_whitening
-from utils.data.dataset import Sample, at_once, batches, files_digest, train_samples, with_bit_depth
+from utils.data.dataset import Sample, at_once, batches, files_digest, leave_out, train_samples, with_bit_depth
+from utils.data.image import size_range
 from utils.data.region import read_region, region_path
 from utils.pipeline.checkpoint import (
     INSIDE,
@@ -78,16 +79,44 @@ def patchcore_method(settings: Settings) -> Method:
     )
 
 
-def train_category(settings: Settings, category: str, method: Method, overwrite: bool = False) -> None:
-    """Make the banks of one category, at every ratio that is not there yet."""
-    samples = train_samples(settings, category)
+class Calibration(NamedTuple):
+    """What makes scores comparable, and how good parts score that the memory has not seen.
+
+    ``scales`` (K, S) and ``offsets`` (K,), see ``Detector``; ``scores`` (n,) of the training images with the
+    numbers ``images`` (n,), whose patches lie as far from the memory of the others as ``distances`` (n, h*w) of each
+    scale say.
+    """
+
+    scales: Tensor
+    offsets: Tensor
+    scores: Tensor
+    images: Tensor
+    distances: list[Tensor]
+
+
+class Trained(NamedTuple):
+    """A checkpoint at ``path``, made from ``samples``; ``before`` is what it replaced, None if nothing was there."""
+
+    net: Net
+    path: Path
+    checkpoint: Checkpoint
+    calibration: Calibration
+    samples: list[Sample]
+    before: Checkpoint | None
+
+
+def train_category(
+    settings: Settings, category: str, method: Method, overwrite: bool = False, without: Sequence[str] = ()
+) -> list[Trained]:
+    """Make the banks of one category, at every ratio that is not there yet; ``without`` are files to leave out."""
+    samples = leave_out(train_samples(settings, category), without)
     ratios = [
         ratio
         for ratio in settings.sampling_ratio
         if overwrite or is_missing(settings, category, ratio, method, samples)
     ]
     if not ratios:
-        return
+        return []
 
     settings = with_bit_depth(samples, settings)
     if settings.bit_depth != 8:
@@ -96,25 +125,26 @@ def train_category(settings: Settings, category: str, method: Method, overwrite:
     foretell(net, samples, settings, category)
     if isinstance(net, WedgeNet) and net.stream is not None:
         net = learn_light(net, samples, settings, category)
-        if len(net.conditions) > 1:
-            net, altered = learn_conditions(net, samples, settings, category)
+        net, altered = learn_conditions(net, samples, settings, category)
     scales = extract_features(net, samples, settings, f"{category}: features")
     if method.shrinkage is not None:
         net, scales, altered = fit_maps(net, scales, altered, method.shrinkage)
     # Two scales keep twice the share each: then they hold as many numbers as one memory of both layers would.
     sizes = [[bank_size(scale[..., 0].numel(), ratio * len(scales), category) for ratio in ratios] for scale in scales]
     chosen = [choose_patches(*each, settings) for each in zip(scales, sizes, strict=True)]
+    picture_sizes = size_range(sample.path for sample in samples)
+    trained = []
     for place, ratio in enumerate(ratios):
         memories = [
             remember(scale, order, own[place], method.bank_dtype)
             for scale, order, own in zip(scales, chosen, sizes, strict=True)
         ]
-        units, offsets, scores = calibrate(net, settings, memories, scales, altered)
+        calibration = calibrate(net, settings, memories, scales, altered)
         path = method.path(category, ratio)
         checkpoint = Checkpoint(
             memory_banks=[memory.vectors for memory in memories],
-            scales=units,
-            offsets=offsets,
+            scales=calibration.scales,
+            offsets=calibration.offsets,
             settings=method.embedding | {"BIT_DEPTH": settings.bit_depth},
             state=net.state(),
             fingerprint=net.fingerprint,
@@ -124,14 +154,26 @@ def train_category(settings: Settings, category: str, method: Method, overwrite:
             seed=settings.seed,
             training_images=len(samples),
             training_digest=files_digest(samples),
-            calibration_scores=scores,
+            calibration_scores=calibration.scores,
+            picture_sizes=picture_sizes,
+            remembered=[],
         )
+        trained.append(Trained(net, path, checkpoint, calibration, samples, replaced(path)))
         save_checkpoint(path, checkpoint)
         kept = " and ".join(
             f"{len(memory.vectors)} of {len(samples) * scale.shape[1]} patches in {scale.shape[2]} dimensions"
             for memory, scale in zip(memories, scales, strict=True)
         )
         print(f"[{category}] {len(samples)} images, kept {kept}: {path} ({path.stat().st_size / 1e6:.2f} MB)")
+    return trained
+
+
+def replaced(path: Path) -> Checkpoint | None:
+    """The checkpoint that a new one will replace, without its banks; None if there is none that can be read."""
+    try:
+        return load_checkpoint(path, metadata_only=True)
+    except InputError:
+        return None
 
 
 def with_region(net: Net, samples: Sequence[Sample], settings: Settings, category: str) -> Net:
@@ -212,8 +254,8 @@ def calibrate(
     memories: Sequence[Memory],
     scales: Sequence[Tensor],
     altered: Sequence[Sequence[Tensor]],
-) -> tuple[Tensor, Tensor, Tensor]:
-    """What makes scores comparable: (K, S) and (K,), see ``Detector``, and the scores (n,) of good parts that are new.
+) -> Calibration:
+    """What makes scores comparable, and the scores of good parts that are new.
 
     The unit of a scale is the root mean square distance of good patches to the memory of other images. In each other
     condition mean and standard deviation of good parts' scores become those of clean ones.
@@ -227,14 +269,14 @@ def calibrate(
     units = torch.ones(len(net.conditions), len(scales))
     offsets = torch.zeros(len(units))
 
-    def distances(parts: Sequence[Tensor], numbers: Tensor) -> list[Tensor]:
-        """Held-out distances of each scale, of the images that can be judged at all of them."""
+    def distances(parts: Sequence[Tensor], numbers: Tensor) -> tuple[Tensor, list[Tensor]]:
+        """The numbers of the images that can be judged at all scales, and their held-out distances at each."""
         found = [
             held_out_distances(part.float(), numbers, count, *memory)
             for part, memory in zip(parts, memories, strict=True)
         ]
         known = torch.stack([own.isfinite().all(dim=1) for own in found]).all(dim=0)
-        return [own[known] for own in found]
+        return numbers[known], [own[known] for own in found]
 
     def scores(held_out: Sequence[Tensor]) -> Tensor:
         if not len(held_out[0]):
@@ -243,7 +285,7 @@ def calibrate(
             [combine(part, units, offsets, maps)[0] for part in zip(*(own.split(64) for own in held_out), strict=True)]
         )
 
-    held_out = distances([scale[images] for scale in scales], images)
+    images, held_out = distances([scale[images] for scale in scales], images)
     if len(scales) > 1:  # of a single scale, distances are the scores' unit
         for scale, (own, features) in enumerate(zip(held_out, scales, strict=True)):
             # A single image has no others to be compared with; its patches' own spread is the best guess.
@@ -251,14 +293,14 @@ def calibrate(
             units[:, scale] = 1 / known.square().mean().sqrt().clamp_min(1e-6)
     calibration = scores(held_out)
     numbers = lens_images(count, len(altered[0][0])) if altered else []
-    clean = scores(distances([scale[numbers] for scale in scales], numbers)) if altered else None
+    clean = scores(distances([scale[numbers] for scale in scales], numbers)[1]) if altered else None
     for condition, parts in enumerate(altered, start=1):
-        own = scores(distances(parts, numbers))
+        own = scores(distances(parts, numbers)[1])
         if len(own) > 1 and own.std() > 0 and clean.std() > 0:
             factor = clean.std() / own.std()
             units[condition] *= factor
             offsets[condition] = clean.mean() - factor * own.mean()
-    return units, offsets, calibration
+    return Calibration(units, offsets, calibration, images, held_out)
 
 
 def is_missing(settings: Settings, category: str, ratio: float, method: Method, samples: Sequence[Sample]) -> bool:

@@ -1,0 +1,140 @@
+"""Training pictures that the others do not vouch for: for a person to look at before all else.
+
+Every training picture was scored against the memory of the others. Good parts' scores have a spread of their own; what
+lies far beyond it is a part of another kind, a defect, another light. Nothing is left out by itself.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from models.conformal import conformal_threshold, describe_rate
+from models.detector import combine, make_maps
+from utils.console import printable
+from utils.data.dataset import same_bytes
+from utils.data.image import Geometry, read_image
+from utils.data.names import images, subfolder
+from utils.pictures.panels import Framed, draw_framed
+from utils.pictures.tables import write_csv
+from utils.pipeline.training import Trained
+from utils.regions import Region, worst_region
+from utils.settings import Settings, ratio_name
+
+SPREAD = 4.0  # how many times the spread of good pictures' scores one of them may lie above their median
+FEWEST = 8  # pictures whose spread says something
+SHOWN = 24  # pictures that are drawn, at most
+NAMED = 5  # files that a line names, at most
+_SIDE = 480  # pixels of a drawn picture's longer side
+COLUMNS = ("file", "score", "limit", "box_x", "box_y", "box_width", "box_height")
+
+
+def odd_path(save_dir: Path, category: str, ratio: float) -> Path:
+    """SAVE_DIR/10pct/odd_images_tile_10pct.csv; the picture beside it ends in .png."""
+    return save_dir / ratio_name(ratio) / f"odd_images_{category}_{ratio_name(ratio)}.csv"
+
+
+def odd_limit(scores: np.ndarray) -> float:
+    """The highest score that the spread of the pictures' own (n,) allows; infinite for fewer than ``FEWEST``.
+
+    By quartiles of the scores' logarithms, which a quarter of odd pictures does not move far. The spread is what the
+    upper half has and what both have, averaged: the upper is the one asked about, both are steadier in few pictures.
+    """
+    if len(scores) < FEWEST:
+        return float("inf")
+    lower, middle, upper = np.quantile(np.log(np.maximum(np.asarray(scores, np.float64), 1e-12)), (0.25, 0.5, 0.75))
+    spread = ((upper - middle) + (upper - lower) / 2) / 2
+    return float(np.exp(middle + SPREAD * spread))
+
+
+def name_odd_images(trained: Trained, settings: Settings, category: str) -> None:
+    """Say which training pictures are odd, and write them as a table and as one picture, their worst place outlined."""
+    checkpoint, calibration = trained.checkpoint, trained.calibration
+    scores = calibration.scores.numpy().astype(np.float64)
+    limit = odd_limit(scores)
+    odd = np.argsort(-scores)[: int((scores > limit).sum())]
+    maps = make_maps(trained.net, settings.image_size)
+    geometry = Geometry(settings.image_size, settings.resize, settings.center_crop)
+    rows, pictures = [], []
+    for number in odd:
+        path = trained.samples[calibration.images[number]].path
+        distances = [scale[[number]] for scale in calibration.distances]
+        anomaly_map = combine(distances, checkpoint.scales, checkpoint.offsets, maps)[1][0].numpy()
+        image = read_image(path, checkpoint.settings["BIT_DEPTH"])
+        # A score is its map's highest value, rounded: a region above the limit is there.
+        region = worst_region(anomaly_map, min(limit, float(anomaly_map.max()) * (1 - 1e-6)))
+        region = region.in_file(*geometry.in_file(image.size), image.size)
+        rows.append(dict(zip(COLUMNS, (printable(path.name), float(scores[number]), limit, *region[:4]), strict=True)))
+        if len(pictures) < SHOWN:
+            pictures.append(_framed(image, region, f"{printable(path.name)}\n{scores[number]:.4g}"))
+    table = odd_path(settings.save_dir, category, checkpoint.sampling_ratio)
+    write_csv(table, rows, COLUMNS)
+    drawn = table.with_suffix(".png")
+    if pictures:
+        shown = f"the {len(pictures)} worst of {len(rows)}" if len(rows) > len(pictures) else str(len(rows))
+        draw_framed(drawn, f"{category}: {shown} training pictures above {limit:.4g}", pictures)
+    else:
+        drawn.unlink(missing_ok=True)
+    print(f"[{category}] {describe(trained, rows, scores, limit, settings.false_alarm_rate, table)}")
+
+
+def describe(trained: Trained, rows: Sequence[dict], scores: np.ndarray, limit: float, rate: float, table: Path) -> str:
+    """One line: which pictures, where to look at them, and what they do to the threshold."""
+    if len(scores) < FEWEST:
+        return f"{len(scores)} training pictures are too few to tell whether one of them is odd"
+    looked_at = f" of the {len(scores)} that were looked at" if len(scores) < len(trained.samples) else ""
+    if not rows:
+        return f"no training picture{looked_at} is unlike the others"
+    names = ", ".join(row["file"] for row in rows[:NAMED]) + (
+        f" and {more} more" if (more := len(rows) - NAMED) > 0 else ""
+    )
+    which = "1 training picture" if len(rows) == 1 else f"{len(rows)} training pictures"
+    now, then = (conformal_threshold(some, rate) for some in (scores, scores[scores <= limit]))
+    return (
+        f"look at these first: {which}{looked_at} unlike the others, {names}: {table} and .png; --without FILE... "
+        f"leaves them out, and the threshold falls from {now:.4g} to about {then:.4g}"
+    )
+
+
+def tell_threshold(trained: Trained, settings: Settings, category: str) -> None:
+    """Say the threshold of a new memory, and how it differs from that of one which other pictures made."""
+    scores, rate = trained.calibration.scores.numpy(), settings.false_alarm_rate
+    if not len(scores):
+        return
+    now = conformal_threshold(scores, rate)
+    line = f"[{category}] threshold {now:.4g}: {describe_rate(scores, rate)}"
+    before = trained.before
+    differ = before is not None and before.training_digest != trained.checkpoint.training_digest
+    if differ and len(before.calibration_scores):
+        then = conformal_threshold(before.calibration_scores.numpy(), rate)
+        change = f"{abs(now - then) / max(then, 1e-12):.0%} {'below' if now < then else 'above'}"
+        line += f"; {change} the {then:.4g} of before, from {before.training_images} pictures"
+    print(line)
+
+
+def tell_twins(trained: Trained, settings: Settings, category: str) -> None:
+    """Say which pictures are in training twice, or in training and test: byte for byte."""
+    train = [sample.path for sample in trained.samples]
+    folder = subfolder(settings.data_path / category, "test")
+    test = [image for defect in sorted(folder.glob("*")) if defect.is_dir() for image in images(defect)]
+    twice, both = [], []
+    for twins in same_bytes([*train, *test]):
+        learnt = [path for path in twins if path in train]
+        tested = [path for path in twins if path in test]
+        twice += [learnt[:2]] if len(learnt) > 1 else []
+        both += [(learnt[0], tested[0])] if learnt and tested else []
+    found = [
+        f"{len(pairs)} {where} ({' = '.join(printable('/'.join(path.parts[-2:])) for path in pairs[0])}"
+        f"{', ...' if len(pairs) > 1 else ''})"
+        for pairs, where in ((twice, "more than once in training"), (both, "in training and in test"))
+        if pairs
+    ]
+    if found:
+        print(f"[{category}] the same picture under two names: {', '.join(found)}")
+
+
+def _framed(image: Image.Image, region: Region, title: str) -> Framed:
+    scale = min(1.0, _SIDE / max(image.size))
+    small = image.resize([max(1, round(side * scale)) for side in image.size])
+    return Framed(np.asarray(small), tuple(round(side * scale) for side in region[:4]), title)

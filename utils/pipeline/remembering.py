@@ -1,0 +1,121 @@
+"""Good parts that join a memory after training, without the training pictures.
+
+A memory covers good patches up to a radius: no training patch is farther from it. Of new good parts only those patches
+join that lie farther away, so that afterwards none does.
+"""
+
+import copy
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from models.calibration import FOLDS, cover
+from models.detector import Detector
+from models.memory_bank import MemoryBank
+from models.wedge_net import Embedding
+from utils.pipeline.checkpoint import Checkpoint
+
+_PROBES = 2048  # vectors of a bank whose neighbours are looked for
+_ROWS = 4096  # bank vectors in one product
+FAR = 1.0  # a score beyond the highest of good parts, by this many times its distance from their median, is a defect's
+
+
+@dataclass(frozen=True)
+class Remembered:
+    """A memory after n pictures have joined.
+
+    ``checkpoint`` of it; ``patches`` that were added at each scale; ``before`` and ``after`` (n,) the pictures' scores;
+    ``new_to`` (n,) their scores against the old memory and the other pictures: what a further part of the kind scores.
+    """
+
+    checkpoint: Checkpoint
+    patches: list[int]
+    before: Tensor
+    after: Tensor
+    new_to: Tensor
+
+
+@torch.inference_mode()
+def covering_radius(vectors: Tensor, ratio: float) -> float:
+    """How far a good patch may lie from a bank (M, D) that holds ``ratio`` of them; 0 if it holds all.
+
+    A patch is chosen only if it is farther than this from those chosen before, and none of the others was: it is the
+    distance of the two vectors that are closest, of a large bank estimated from some of them.
+    """
+    if ratio == 1 or len(vectors) < 2:
+        return 0.0
+    probes = torch.linspace(0, len(vectors) - 1, min(_PROBES, len(vectors))).round().long().unique()
+    queries = vectors[probes].float()
+    nearest = torch.full((len(probes),), torch.inf)
+    for start in range(0, len(vectors), _ROWS):
+        distances = torch.cdist(queries, vectors[start : start + _ROWS].float())
+        own = (probes >= start) & (probes < start + _ROWS)
+        distances[own.nonzero()[:, 0], probes[own] - start] = torch.inf
+        nearest = torch.minimum(nearest, distances.amin(dim=1))
+    return float(nearest.min())
+
+
+@torch.inference_mode()
+def remember_pictures(
+    detector: Detector, checkpoint: Checkpoint, seen: Embedding, threshold: float, entry: dict[str, Any]
+) -> Remembered:
+    """The memory with the pictures that ``detector.net.look`` has ``seen``; the log gets ``entry``.
+
+    Their scores count in the threshold as those of training pictures do: each is scored against the memory and the
+    others of them, since against itself it would be nothing new. But none counts for more than the present
+    ``threshold``: these pictures were picked because they scored high, and stand for the many that did not.
+    """
+    conditions = None if seen.reading is None else seen.reading.conditions
+    radii = [covering_radius(vectors, checkpoint.sampling_ratio) for vectors in checkpoint.memory_banks]
+    known = detector.distances(seen.features)
+    count = len(seen.features[0])
+
+    def added(scale: int, pictures: Tensor) -> Tensor:
+        """What some of the pictures add to the memory of a scale, (m, D), as it will be stored."""
+        patches = seen.features[scale][pictures].flatten(0, 1)
+        stored = patches.to(checkpoint.memory_banks[scale].dtype).float()
+        far = known[scale][pictures].flatten() > radii[scale]
+        return cover(stored[far], known[scale][pictures].flatten()[far], radii[scale])
+
+    def distances(scale: int, new: Tensor, pictures: Tensor) -> Tensor:
+        """Of some of the pictures, to the memory with what is new in it."""
+        own = known[scale][pictures]
+        if not len(new):
+            return own
+        nearer = MemoryBank(new).nearest(seen.features[scale][pictures].flatten(0, 1))
+        return torch.minimum(own, nearer.view(own.shape))
+
+    def scores(parts: Sequence[Tensor], pictures: Tensor) -> Tensor:
+        return detector.judge(parts, None if conditions is None else conditions[pictures])[0]
+
+    everyone, scales = torch.arange(count), range(len(known))
+    new = [added(scale, everyone) for scale in scales]
+    new_to = torch.empty(count)
+    for fold in everyone.tensor_split(min(FOLDS, count)):
+        others = everyone[~torch.isin(everyone, fold)]
+        new_to[fold] = scores([distances(scale, added(scale, others), fold) for scale in scales], fold).cpu()
+    banks = [
+        torch.cat([bank, own.to(bank.dtype).cpu()]) for bank, own in zip(checkpoint.memory_banks, new, strict=True)
+    ]
+    patches = [len(own) for own in new]
+    return Remembered(
+        replace(
+            checkpoint,
+            memory_banks=banks,
+            calibration_scores=torch.cat([checkpoint.calibration_scores, new_to.clamp(max=threshold)]),
+            remembered=[*copy.deepcopy(checkpoint.remembered), entry | {"patches": patches}],
+        ),
+        patches,
+        scores(known, everyone).cpu(),
+        scores([distances(scale, new[scale], everyone) for scale in scales], everyone).cpu(),
+        new_to,
+    )
+
+
+def defect_limit(calibration: Tensor) -> float:
+    """The score above which a picture is rather a defect than another kind of good part: far above all good ones."""
+    highest, middle = calibration.max(), calibration.median()
+    return float(highest + FAR * (highest - middle))
