@@ -13,17 +13,20 @@ _LENS_FOLDS = 4  # fewer: a lens is made for each, in every condition
 _BUDGET = 2e12  # multiply-adds: about half a minute on two cores; the selection that comes before takes longer
 _TILE = 1024  # bank vectors in one product, which then fits in the cache
 _MOST = 2000  # images: a threshold is settled by far fewer, but each that is scored can be named as odd
+_NUMBERS = 2**29  # features held once more for it: 2 GB of float32
 _FEWEST = 20  # images scored however large the bank
 
 
 def calibration_images(images: int, banks: Sequence[tuple[int, int, int]]) -> Tensor:
     """Which of the training images are held out, one fold after the other: (n,) numbers, evenly spaced.
 
-    All of them, unless there are more than it takes, or the banks are so large that all would take too long.
+    All of them, unless there are more than it takes, or banks or images are so large that all would take too long or
+    too much memory.
     ``banks``: for each scale the patches of an image, the vectors of the bank and their dimension.
     """
     cost = sum(patches * vectors * dim for patches, vectors, dim in banks)
-    count = min(images, _MOST, max(_FEWEST, int(_BUDGET / cost)))
+    numbers = sum(patches * dim for patches, _, dim in banks)
+    count = min(images, _MOST, max(_FEWEST, min(int(_BUDGET / cost), _NUMBERS // numbers)))
     return torch.linspace(0, images - 1, count).round().long()
 
 
@@ -60,7 +63,7 @@ def held_out_distances(features: Tensor, images: Tensor, count: int, vectors: Te
     Folds are runs of neighbouring images, since those that follow each other on a line resemble each other most.
 
     Args:
-        features: (n, h*w, D) patch features of some training images.
+        features: (n, P, D) patch features of some training images, float32 or float16.
         images: (n,) their numbers among the ``count`` training images, ascending.
         vectors: (M, D) the bank, sorted by image.
         owners: (M,) number of the image that each vector comes from, ascending.
@@ -84,7 +87,7 @@ def held_out_distances(features: Tensor, images: Tensor, count: int, vectors: Te
         for tile in vectors[start:stop].float().split(_TILE)
     ]
     for row, queries in enumerate(features):
-        queries = queries.to(device)
+        queries = queries.to(device).float()
         own = queries.square().sum(dim=1)
         for fold, tile, norms in tiles:
             squared = torch.addmm(norms, queries, tile.T, alpha=-2).amin(dim=1).add_(own)
@@ -98,7 +101,7 @@ def held_out_distances(features: Tensor, images: Tensor, count: int, vectors: Te
         if not distances.isfinite().all() or not inside.any():
             continue
         holes = (distances > radius) & ~inside[:, None]
-        added = cover(features.to(device)[holes], distances[holes], radius)
+        added = cover(features.to(device)[holes].float(), distances[holes], radius)
         held_out[inside] = distances[inside]
         if len(added):
             nearer = MemoryBank(added).nearest(features.to(device)[inside].flatten(0, 1)).view(-1, patches)

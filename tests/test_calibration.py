@@ -184,7 +184,7 @@ def calibrated(count, spreads=(0.5, 0.6, 0.8)):
     for scale in scales:
         rows = greedy_coreset(scale.flatten(0, 1), max(1, count)).sort().values
         memories.append(Memory(scale.flatten(0, 1)[rows], rows // scale.shape[1]))
-    net = SimpleNamespace(conditions=spreads, scoring=WEDGE_NET, grids=lambda image_size: GRIDS)
+    net = SimpleNamespace(conditions=spreads, scoring=WEDGE_NET, region=None, grids=lambda image_size: GRIDS)
     return calibrate(net, SimpleNamespace(image_size=(32, 32)), memories, scales, altered), memories, scales, altered
 
 

@@ -11,6 +11,7 @@ from typing import Any
 from models.detector import Detector
 from models.wedge_net import RECIPE, Recipe
 from utils.data.dataset import evenly, test_samples, train_samples
+from utils.data.region import region_path
 from utils.metrics import FALSE_ALARMS, alarm_rates, evaluate, training_threshold
 from utils.pipeline.checkpoint import load_detector
 from utils.pipeline.inference import score_samples
@@ -59,7 +60,11 @@ def few_images(settings: Settings, category: str, images: int | None) -> Iterato
             if (source := settings.data_path / category / part).is_dir():
                 (root / part).symlink_to(source.resolve())
         yield dataclasses.replace(
-            settings, data_path=root.parent, save_dir=Path(folder, "wedge"), patchcore_dir=Path(folder, "patchcore")
+            settings,
+            data_path=root.parent,
+            region=region_path(settings, category),
+            save_dir=Path(folder, "wedge"),
+            patchcore_dir=Path(folder, "patchcore"),
         )
 
 

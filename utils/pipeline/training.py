@@ -272,8 +272,7 @@ def calibrate(
     def distances(parts: Sequence[Tensor], numbers: Tensor) -> tuple[Tensor, list[Tensor]]:
         """The numbers of the images that can be judged at all scales, and their held-out distances at each."""
         found = [
-            held_out_distances(part.float(), numbers, count, *memory)
-            for part, memory in zip(parts, memories, strict=True)
+            held_out_distances(part, numbers, count, *memory) for part, memory in zip(parts, memories, strict=True)
         ]
         known = torch.stack([own.isfinite().all(dim=1) for own in found]).all(dim=0)
         return numbers[known], [own[known] for own in found]
