@@ -73,17 +73,18 @@ def test_embedding_is_both_layers_averaged_and_put_together(backbone, size):
     layer2, layer3 = (neighbourhood(layer) for layer in backbone(images))
     layer3 = F.interpolate(layer3, size=layer2.shape[-2:], mode="bilinear")
     expected = torch.cat([layer2, layer3], dim=1).permute(0, 2, 3, 1).flatten(1, 2)
-    assert net.dim == expected.shape[2] == DIM
-    torch.testing.assert_close(net.embed(images).features, expected, atol=1e-4 * expected.abs().max().item(), rtol=1e-3)
+    assert net.dims == (expected.shape[2],) == (DIM,)
+    (found,) = net.embed(images)
+    torch.testing.assert_close(found, expected, atol=1e-4 * expected.abs().max().item(), rtol=1e-3)
 
 
 @pytest.mark.parametrize("size", [64, 100])
 def test_score_is_the_largest_distance_and_the_map_repeats_smooths_and_mirrors(backbone, size):
     """As anomalib does it: nearest neighbours, then a 33 x 33 Gaussian on a map that is mirrored at its edge."""
     net = PatchCore(backbone)
-    images, bank = random(3, 3, size, size), net.embed(random(1, 3, size, size) * 0.8).features[0]
+    images, bank = random(3, 3, size, size), net.embed(random(1, 3, size, size) * 0.8)[0][0]
     cells = -(-size // 8)
-    distances = torch.cdist(net.embed(images).features, bank).amin(dim=2).view(3, 1, cells, cells).double()
+    distances = torch.cdist(net.embed(images)[0], bank).amin(dim=2).view(3, 1, cells, cells).double()
     weights = torch.exp(-(torch.arange(-16.0, 17) ** 2) / 32).double()
     kernel = torch.outer(weights, weights) / weights.sum() ** 2
     padded = F.pad(F.interpolate(distances, size=(size, size)), (16, 16, 16, 16), mode="reflect")
@@ -113,7 +114,7 @@ def test_banks_of_others_give_the_distances_to_their_vectors(settings, write, wr
     bank, images = random(50, DIM) * 10, random(2, 3, 64, 64)
     write(wrap(bank), patchcore_path(settings, "tile", 1.0))
     detector = load_patchcore(settings, "tile")
-    patches = build_patchcore(settings).embed(images).features
+    (patches,) = build_patchcore(settings).embed(images)
     expected = torch.cdist(patches, bank).amin(dim=2).amax(dim=1)
     torch.testing.assert_close(detector.predict(images).scores, expected, atol=0, rtol=1e-3)
     assert len(detector.calibration_scores) == 0
@@ -146,7 +147,7 @@ def test_an_anomalib_checkpoint_brings_its_own_weights(settings, suffix):
     detector = load_patchcore(settings, "tile")
     assert detector.net.fingerprint == own.fingerprint != build_patchcore(settings).fingerprint
     own.mean, own.std = (torch.tensor(figure).view(1, 3, 1, 1) for figure in (IMAGENET_MEAN, IMAGENET_STD))
-    expected = torch.cdist(PatchCore(own).embed(images).features, bank).amin(dim=2).amax(dim=1)
+    expected = torch.cdist(PatchCore(own).embed(images)[0], bank).amin(dim=2).amax(dim=1)
     torch.testing.assert_close(detector.predict(images).scores, expected, atol=0, rtol=1e-3)
 
 
@@ -255,7 +256,9 @@ def test_train_all_categories_and_ratios(flags, capsys):
     settings = settings_of(flags)
     files = [f"model_data_{category}{part}.pt" for category in ("bolt", "tile") for part in ("", "_10pct", "_1pct")]
     assert sorted(path.name for path in settings.patchcore_dir.iterdir()) == sorted(files)
-    whole, tenth, hundredth = (load_checkpoint(patchcore_path(settings, "tile", r)).memory_bank for r in (1, 0.1, 0.01))
+    whole, tenth, hundredth = (
+        load_checkpoint(patchcore_path(settings, "tile", ratio)).memory_banks[0] for ratio in (1, 0.1, 0.01)
+    )
     assert [bank.shape for bank in (whole, tenth, hundredth)] == [(8 * 64, DIM), (51, DIM), (5, DIM)]
     for small, large in ((tenth, whole), (hundredth, tenth)):
         assert torch.cdist(small.double(), large.double()).amin(dim=1).max() < 1e-4
