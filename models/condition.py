@@ -19,11 +19,12 @@ from models.errors import InputError
 
 KINDS = ("noise", "blur", "colour")
 LEVELS = 3  # of the wavelet transform
+ENOUGH = 28  # coefficients of a band each way: as many as the coarsest of a picture of 224 pixels has
 SHARES = (0.5, 0.9)  # of a detail band: its quantiles; the upper one tells the part where more than half is blank
 STATISTICS = 5 + 3 * len(SHARES) * LEVELS  # of an image: light and detail
 FLOOR = 0.5 / 255  # half a grey level: what a coefficient below it says is the rounding to 8 bits
 GAIN = 4.0  # most that contrast is raised or lowered: a blank picture has none to raise
-_DOUBT = 6.0  # squared Mahalanobis distance by which another condition must be nearer than clean
+_DOUBT = 20.0  # squared Mahalanobis distance by which another condition must be nearer than clean
 _FAMILIAR = 0.999  # share of the training images that count as familiar
 _FOLDS = 10
 
@@ -115,6 +116,7 @@ class ConditionStream(nn.Module):
             )
         self.conditions = parse_conditions(conditions)
         self.align_light = align_light
+        self.step = max(1, min(4, min(image_size) // (2 * ENOUGH)))  # from a pixel that is looked at to the next
         (structure_rows, detail_rows), (structure_columns, detail_columns) = (
             _analysis(wavelet, side) for side in image_size
         )
@@ -129,7 +131,7 @@ class ConditionStream(nn.Module):
         self.register_buffer("most_light", torch.ones(4, 2))
         self.register_buffer("means", torch.zeros(count, width))
         self.register_buffer("precision", torch.eye(width))  # inverse of the pooled covariance
-        # In doubt an image is clean.
+        # In doubt an image is clean: parts differ too.
         self.register_buffer("doubt", torch.tensor([0.0] + [_DOUBT] * (count - 1)), persistent=False)
         self.register_buffer("limits", torch.full((count,), torch.inf))  # squared distances beyond are unfamiliar
 
@@ -153,7 +155,7 @@ class ConditionStream(nn.Module):
         def least(touched: Tensor) -> Tensor:
             return (touched <= touched.min() + 1e-6).flatten().nonzero()[:, 0]
 
-        self.seen_pixels = least(outside[::4, ::4])
+        self.seen_pixels = least(outside[:: self.step, :: self.step])
         self.seen_structure = least(touched(self.structure))
         for level, bands in enumerate(self.details):
             self.register_buffer(
@@ -170,14 +172,14 @@ class ConditionStream(nn.Module):
     def measure(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """(B, 3, H, W) images -> the images, their light aligned, and their statistics (B, STATISTICS).
 
-        Of the light: logs of the shares of white and of black among every sixteenth pixel's values, which no alignment
-        brings back; and, once it is aligned, log of how far the grey image's 90 % quantile is above its median and the
+        Of the light: logs of the shares of white and of black among the pixels, of a large image every sixteenth, which
+        no alignment brings back; and, once it is aligned, log of how far the grey image's 90 % quantile is above its median and the
         10 % quantile below it, one by the other, and median and 90 % quantile of the colourfulness, the largest channel
         less the smallest. Of the detail: log of two quantiles of the absolute coefficients of the grey image, for bands
         cH, cV and cD, from the finest level to the coarsest. Of each, as many as of the coarsest are enough.
         """
         images = images.contiguous()  # pixels as a file has them are the slower layout, here and for the backbone
-        some = self._seen(images[..., ::4, ::4], "pixels").flatten(1)
+        some = self._seen(images[..., :: self.step, :: self.step], "pixels").flatten(1)
         clipped = torch.stack([where.float().mean(dim=1) for where in (some >= 1 - FLOOR, some <= FLOOR)], dim=1)
         structure = self._seen(self.structure(images), "structure")
         gain, offset = self._alignment(_light(structure))
@@ -284,11 +286,11 @@ class Separable(nn.Module):
 
 def _analysis(wavelet: str, size: int) -> tuple[np.ndarray, list[np.ndarray]]:
     """Matrices for a line of ``size`` pixels: to its approximation band of the last level, divided by the band's
-    gain; and to both bands, one below the other, of each level; of finer ones, as many as of the coarsest."""
+    gain; and to both bands, one below the other, of each level; of finer ones, only as many as are enough."""
     low, details = np.eye(size), []
     for level in reversed(range(LEVELS)):
         low, high = pywt.dwt(low, wavelet, mode="symmetric", axis=0)
-        step = 1 << level
+        step = max(1, min(1 << level, len(low) // ENOUGH))
         details.append(np.concatenate([low[::step], high[::step]]))
     return low / 2 ** (LEVELS / 2), details
 

@@ -132,8 +132,8 @@ def _low_band(wavelet: str, pixels: int, cells: int) -> Tensor:
 
 def _stream(write: Writer, stream: ConditionStream, images: str) -> list[str]:
     """``ConditionStream.forward``: gain and offset (N, 3, 1, 1) of the channels; condition, unfamiliar, statistics."""
-    # A convolution picks every fourth pixel of every fourth line sooner than a slice does.
-    some = write("Conv", images, np.ones((3, 1, 1, 1)), strides=[4, 4], group=3)
+    # A convolution picks some pixels of some lines sooner than a slice does.
+    some = write("Conv", images, np.ones((3, 1, 1, 1)), strides=[stream.step] * 2, group=3)
     some = write("Reshape", _seen(write, stream.seen_pixels, write("Reshape", some, [0, 3, -1])), [0, -1])
     clipped = [
         write("ReduceMean", write("Cast", where, to=TensorProto.FLOAT), [1])
@@ -172,7 +172,8 @@ def _stream(write: Writer, stream: ConditionStream, images: str) -> list[str]:
 
     apart = write("Sub", write("Unsqueeze", statistics, [1]), stream.means)
     squared = write("ReduceSum", write("Mul", write("MatMul", apart, stream.precision), apart), [2], keepdims=0)
-    limit = write("Gather", stream.limits, write("ArgMin", squared, axis=1, keepdims=0))
+    nearest = write("ArgMin", squared, axis=1, keepdims=0)
+    limit = write("Gather", stream.limits, nearest)
     unfamiliar = write("Greater", write("ReduceMin", squared, [1], keepdims=0), limit)
     condition = write("ArgMin", write("Add", squared, stream.doubt), axis=1, keepdims=0)
     return [write("Unsqueeze", gain, [-1]), write("Unsqueeze", offset, [-1]), condition, unfamiliar, statistics]
@@ -214,7 +215,8 @@ def _bands(write: Writer, stream: ConditionStream, images: str) -> list[tuple[st
         levels.append([(high_rows, low_columns), (low_rows, high_columns), (high_rows, high_columns)])
     sizes = [len(rows) * len(columns) for (rows, columns), *_ in levels]
     blocks = [[_block(matrix) for matrix in pair] for pairs in levels for pair in pairs]
-    if all(block is not None for pair in blocks for block in pair):  # haar, sides of whole blocks: one step for all
+    shapes = {tuple(None if block is None else len(block) for block in pair) for pair in blocks}
+    if len(shapes) == 1 and None not in shapes.pop():  # haar, and a large picture: one step for all
         kernels = torch.stack([torch.outer(*pair) for pair in blocks])
         # Each channel has its own, with zeros for the others: onnxruntime is faster with them than with groups.
         kernels = torch.einsum("ij,pkl->ipjkl", torch.eye(3), kernels).flatten(0, 1)

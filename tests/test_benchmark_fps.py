@@ -22,7 +22,7 @@ test_samples.__test__ = False
 COLUMNS = [
     "category", "model", "ratio", "categories", "image_auroc", "bank_vectors", "bank_mb", "p50_ms", "p95_ms", "fps",
     "speed_up", "end_to_end_p50_ms", "end_to_end_p95_ms", "end_to_end_fps", "backbone_p50_ms", "backbone_p95_ms",
-    "backbone_fps", "calls", "backbone", "engine", "dtype", "bank_dtype", "device", "machine", "versions",
+    "backbone_fps", "calls", "backbone", "engine", "one_graph", "dtype", "bank_dtype", "device", "machine", "versions",
 ]  # fmt: skip
 
 
@@ -145,7 +145,8 @@ def test_end_to_end_is_from_pixels_to_the_score_of_evaluation(trained):
     bound, search, end_to_end = timed_calls(detector, pixels)
     expected = [scored.scores[place] for place in (0, 4, 7)] * 2  # the first, the last, one between; then over again
     np.testing.assert_allclose([end_to_end() for _ in expected], expected, rtol=1e-4)
-    assert [distances.shape for distances in search()] == [(1, 8 * 8), (1, 4 * 4)]
+    found = search()
+    assert found.scores.shape == (1,) and found.maps.shape == (1, 64, 64)
     layer2, layer3 = bound()
     assert layer2.shape[-2:] == (8, 8)
     assert layer3.shape[-2:] == (4, 4)

@@ -31,7 +31,7 @@ def judged_by_hand(image, saved, backbone):
     state = {name: tensor.double().numpy() for name, tensor in saved.state.items()}
     aligned, statistics = read_by_hand(image, "haar", state["stream.least_light"], state["stream.most_light"])
     apart = [(statistics - mean) @ state["stream.precision"] @ (statistics - mean) for mean in state["stream.means"]]
-    condition = int(np.argmin([own + (6 if place else 0) for place, own in enumerate(apart)]))  # clean in doubt
+    condition = int(np.argmin([own + (20 if place else 0) for place, own in enumerate(apart)]))  # clean in doubt
     unfamiliar = min(apart) > state["stream.limits"][int(np.argmin(apart))]
 
     layers = [layer[0].double().numpy() for layer in backbone(torch.from_numpy(aligned)[None].float())]

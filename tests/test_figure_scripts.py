@@ -132,7 +132,7 @@ def test_a_category_without_defects_does_not_cost_the_others(flags, data, figure
     assert figure3.main([*every, "--limit", "1"]) == 1
     error = capsys.readouterr().err
     assert "error: tile: tile has no defective test image to draw" in error and "1 of 2 failed: tile" in error
-    assert set(figures) == {"spot_000.png"}
+    assert {name for name in figures if not name.startswith("odd_images")} == {"spot_000.png"}
 
 
 @pytest.mark.parametrize(
@@ -186,7 +186,7 @@ def test_several_ratios_do_not_overwrite_each_other(flags, figures):
     assert train.main(several) == 0
     assert visualize_color_robustness.main(several) == 0
     assert visualize_noise_robustness.main(several) == 0
-    assert set(figures) == {
+    assert {name for name in figures if not name.startswith("odd_images")} == {
         "Figure_Color_Robustness_tile_10pct_Final.png",
         "Figure_Color_Robustness_tile_1pct_Final.png",
         "Figure_Noise_Robustness_tile_10pct.png",
