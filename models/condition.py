@@ -173,10 +173,10 @@ class ConditionStream(nn.Module):
         """(B, 3, H, W) images -> the images, their light aligned, and their statistics (B, STATISTICS).
 
         Of the light: logs of the shares of white and of black among the pixels, of a large image every sixteenth, which
-        no alignment brings back; and, once it is aligned, log of how far the grey image's 90 % quantile is above its median and the
-        10 % quantile below it, one by the other, and median and 90 % quantile of the colourfulness, the largest channel
-        less the smallest. Of the detail: log of two quantiles of the absolute coefficients of the grey image, for bands
-        cH, cV and cD, from the finest level to the coarsest. Of each, as many as of the coarsest are enough.
+        no alignment brings back; and, once it is aligned, log of how far the grey image's 90 % quantile is above its
+        median and the 10 % quantile below it, one by the other, and median and 90 % quantile of the colourfulness, the
+        largest channel less the smallest. Of the detail: log of two quantiles of the absolute coefficients of the grey
+        image, for bands cH, cV and cD, from the finest level to the coarsest; of each as many as are ``ENOUGH``.
         """
         images = images.contiguous()  # pixels as a file has them are the slower layout, here and for the backbone
         some = self._seen(images[..., :: self.step, :: self.step], "pixels").flatten(1)

@@ -119,7 +119,7 @@ def line(tmp_path_factory: pytest.TempPathFactory) -> Line:
     import train
 
     root = tmp_path_factory.mktemp("line")
-    make_category(root / "data", "tile", 2, train=20)
+    make_category(root / "data", "tile", 5, train=20)
     pairs = {
         "data-path": root / "data",
         "category": "tile",

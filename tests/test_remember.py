@@ -36,7 +36,7 @@ def draw_variant(rng):
 def trained(tmp_path_factory):
     """A category's folder and its model, with three conditions and a threshold from 20 images."""
     root = tmp_path_factory.mktemp("remember")
-    make_category(root / "data", "tile", 6, train=20, good=8, bad=8)
+    make_category(root / "data", "tile", 7, train=20, good=8, bad=8)
     pairs = {
         "data-path": root / "data",
         "save-dir": root / "out",
