@@ -29,13 +29,13 @@ demo: $(VENV)/installed $(SAMPLE)
 	$(RUN) evaluation.py $(DEMO)
 	$(RUN) test.py $(PICTURES) --limit 3
 	$(RUN) benchmark_fps.py $(DEMO) --calls 10
-	$(RUN) make_report.py $(DEMO)
 ifdef SAMPLE
 	$(RUN) export_onnx.py $(PICTURES) --category tile
-	$(RUN) predict.py $(RESULTS)/WEDGE-Net/10pct/model_data_tile_10pct.onnx $(SAMPLE)/tile/test/good/000.png
-	$(RUN) predict.py $(RESULTS)/WEDGE-Net/10pct/model_data_tile_10pct.onnx $(SAMPLE)/tile/test/glue_strip/007.png
-	@echo "on your own parts: python predict.py MODEL.onnx IMAGES... (see README, 'Use it on your line')"
+	$(RUN) predict.py $(RESULTS)/WEDGE-Net/10pct/model_data_tile_10pct.onnx $(SAMPLE)/tile/test/good/000.png \
+		$(SAMPLE)/tile/test/glue_strip/007.png
 endif
+	$(RUN) make_report.py $(DEMO)
+	@echo "next, on your own parts: docs/line.md"
 
 # A script that fails for some categories does not cost the others: what failed is listed at the end.
 paper: $(VENV)/installed $(SAMPLE)

@@ -66,7 +66,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     path = settings.save_dir / "report.html"
     with atomic_file(path) as temporary:
         temporary.write_text(page(f"WEDGE-Net on {what}", opening(settings, categories), sections), encoding="utf-8")
-    print(f"report: {path} ({path.stat().st_size / 1e6:.1f} MB, open it in a browser)")
+    print(f"report: {path} ({path.stat().st_size / 1e6:.1f} MB), in a browser: {path.resolve().as_uri()}")
     return 0
 
 

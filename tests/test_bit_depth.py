@@ -372,7 +372,7 @@ def test_a_model_from_before_reads_files_as_before(cameras, exported, tmp_path, 
     for depth in (8, 16):
         found = scores(tmp_path / "old.onnx", cameras[depth].images, tmp_path)
         np.testing.assert_allclose(found, wanted, rtol=0.02)
-    assert "warning" not in capsys.readouterr().err
+    assert "training had" not in capsys.readouterr().err  # another warning, of light that is unfamiliar, may be there
     entry.value = entry.value.replace('"IMAGE_SIZE"', '"BIT_DEPTH": 11, "IMAGE_SIZE"')
     onnx.save(model, tmp_path / "odd.onnx")
     assert predict.main([str(tmp_path / "odd.onnx"), str(cameras[8].images)]) == 2
