@@ -78,7 +78,7 @@ def test_an_odd_picture_is_named_shown_and_boxed_and_its_threshold_told(small, t
     assert float(row["score"]) > float(row["limit"])
     left, top, width, height = (int(row[f"box_{side}"]) for side in ("x", "y", "width", "height"))
     assert left <= 30 < left + width and top <= 66 < top + height  # the square's middle
-    assert width < 80 and height < 80
+    assert width < 60 and height < 60
     with Image.open(tmp_path / "out/10pct/odd_images_tile_10pct.png") as picture:
         assert min(picture.size) > 100
     # The bank is made of all pictures: nothing is left out by itself.

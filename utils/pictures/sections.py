@@ -58,7 +58,7 @@ def odd_images(settings: Settings, categories: Sequence[str]) -> list[str]:
         columns = {"file": "File", "score": "Score", "limit": "Limit"}
         columns |= {"box_x": "x", "box_y": "y", "box_width": "width", "box_height": "height"}
         caption = f"{category}: training pictures that the others do not vouch for, their worst place outlined."
-        parts += [f"<h3>{text(category)}</h3>", *drawn(path.with_suffix(".png"), caption, wide=True)]
+        parts += [f"<h3>{text(category)}</h3>", *drawn(path.with_suffix(".png"), caption)]
         parts.append(table(rows, columns, (("", 3), ("Worst place, pixels", 4))))
     about = (
         "Each training picture was scored against the memory of the others. These lie beyond what the spread of good "

@@ -65,8 +65,9 @@ def name_odd_images(trained: Trained, settings: Settings, category: str) -> None
         distances = [scale[[number]] for scale in calibration.distances]
         anomaly_map = combine(distances, checkpoint.scales, checkpoint.offsets, maps)[1][0].numpy()
         image = read_image(path, checkpoint.settings["BIT_DEPTH"])
-        # A score is its map's highest value, rounded: a region above the limit is there.
-        region = worst_region(anomaly_map, min(limit, float(anomaly_map.max()) * (1 - 1e-6)))
+        # Halfway between limit and peak: smoothed as maps are, all above the limit is more than the place itself.
+        peak = float(anomaly_map.max())
+        region = worst_region(anomaly_map, min((limit + peak) / 2, peak * (1 - 1e-6)))
         region = region.in_file(*geometry.in_file(image.size), image.size)
         rows.append(dict(zip(COLUMNS, (printable(path.name), float(scores[number]), limit, *region[:4]), strict=True)))
         if len(pictures) < SHOWN:
@@ -75,8 +76,7 @@ def name_odd_images(trained: Trained, settings: Settings, category: str) -> None
     write_csv(table, rows, COLUMNS)
     drawn = table.with_suffix(".png")
     if pictures:
-        shown = f"the {len(pictures)} worst of {len(rows)}" if len(rows) > len(pictures) else str(len(rows))
-        draw_framed(drawn, f"{category}: {shown} training pictures above {limit:.4g}", pictures)
+        draw_framed(drawn, f"{category}: {len(pictures)} of {len(rows)} above {limit:.4g}", pictures)
     else:
         drawn.unlink(missing_ok=True)
     print(f"[{category}] {describe(trained, rows, scores, limit, settings.false_alarm_rate, table)}")
