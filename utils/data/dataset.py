@@ -237,7 +237,8 @@ def batches(samples: Sequence[Sample], settings: Settings) -> Iterator[Batch]:
     used.
     """
     size = at_once(settings)
-    workers = min(settings.num_workers, -(-len(samples) // size))
+    # A single batch is read here: to start a process takes longer, and a fork among busy threads can hang.
+    workers = min(settings.num_workers, -(-len(samples) // size) - 1)
     loader = DataLoader(_Decoded(samples, settings), size, num_workers=workers, collate_fn=_collate, shuffle=False)
     start, told = 0, False
     for decoded in loader:
