@@ -79,8 +79,10 @@ def evaluate_category(
         calibration = checkpoint.calibration_scores.numpy()
         limit = training_threshold(calibration, settings.false_alarm_rate)
         alarms, detections = alarm_rates(scored.labels, scored.scores, limit)
-        if limit is not None:
-            asked = describe_rate(calibration, settings.false_alarm_rate)
+        asked = describe_rate(calibration, settings.false_alarm_rate)
+        if limit is None:
+            print(f"[{category}] {asked}")
+        else:
             print(f"[{category}] threshold {limit:.4g} for {asked}: " + describe_alarms(alarms, detections))
             own = rates_bought(scored.labels, scored.scores, calibration)
             bought += [{"category": category, "ratio": ratio} | each for each in own]

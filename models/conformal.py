@@ -35,14 +35,18 @@ def conformal_threshold(scores: np.ndarray, rate: float) -> float:
     scores = np.asarray(scores, dtype=np.float64)
     if not 0 < rate < 1:
         raise InputError(f"a false-alarm rate is above 0 and below 1, not {rate}")
-    if not scores.size or not np.isfinite(scores).all():
-        raise InputError("no threshold can be set: the model has no (finite) calibration scores; train it again")
+    if not scores.size:
+        raise InputError(describe_rate(scores, rate))
+    if not np.isfinite(scores).all():
+        raise InputError("no threshold can be set: the model's calibration scores are not finite; train it again")
     allowed = math.floor((len(scores) + 1) * rate + 1e-9)  # 0.29 * 100 is 28.999999999999996
     return float(np.sort(scores)[len(scores) - min(max(allowed, 1), len(scores))])
 
 
 def describe_rate(scores: np.ndarray, rate: float) -> str:
     """The rate that a threshold keeps, and why if it is not the one asked for."""
+    if not len(scores):
+        return "no threshold can be set: training had too few images to hold any back; train with more"
     smallest = smallest_rate(scores)
     if rate >= smallest:
         return f"false-alarm rate {rate:g} ({len(scores)} good parts)"

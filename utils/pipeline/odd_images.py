@@ -101,6 +101,7 @@ def tell_threshold(trained: Trained, settings: Settings, category: str) -> None:
     """Say the threshold of a new memory, and how it differs from that of one which other pictures made."""
     scores, rate = trained.calibration.scores.numpy(), settings.false_alarm_rate
     if not len(scores):
+        print(f"[{category}] {describe_rate(scores, rate)}")
         return
     now = conformal_threshold(scores, rate)
     line = f"[{category}] threshold {now:.4g}: {describe_rate(scores, rate)}"
