@@ -198,13 +198,15 @@ def scores_by_loops(distances, units, offset):
 
 
 def test_units_and_offsets_make_good_parts_alike_at_every_scale_and_in_every_condition():
-    (units, offsets, scores, *_), memories, scales, altered = calibrated(30)
+    (units, offsets, scores, judged, distances), memories, scales, altered = calibrated(30)
     images = torch.arange(30)
     conditions = []
     for parts in (scales, *altered):
         conditions.append(
             [held_out_distances(p, images, 30, *memory) for p, memory in zip(parts, memories, strict=True)]
         )
+    assert torch.equal(judged, images)
+    assert all(map(torch.equal, distances, conditions[0]))
     for own, unit in zip(conditions[0], units[0], strict=True):
         assert (own * unit).square().mean().item() == pytest.approx(1, rel=1e-4)
     torch.testing.assert_close(scores, scores_by_loops(conditions[0], units[0], 0), rtol=1e-4, atol=1e-4)
