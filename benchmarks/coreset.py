@@ -162,13 +162,16 @@ def measure(name: str, features: Tensor, repeats: int, whole: bool) -> tuple[lis
 
 
 def cases(settings: Settings, images: int, which: Mapping[str, bool] = CASES) -> Iterator[tuple[str, Tensor]]:
-    """The name and (N, D) patch features of each case: a backbone's name, and whether the semantic stream is on."""
+    """The name and (N, D) patch features of each case: a backbone's name, and whether the semantic stream is on.
+
+    They are of form 'paper', whose single scale holds both layers: the widest vectors that are to be had.
+    """
     samples = train_samples(settings, find_categories(settings)[0])[:images]
     for name, use_semantic in which.items():
         backbone, weights = load(name.split(",")[0])
-        net = WedgeNet(backbone, use_semantic=use_semantic, device=settings.device)
-        features = extract_features(net, samples, settings, name).flatten(0, 1)
-        yield f"{name}, {weights} weights, {len(samples)} images", features.to(settings.device)
+        net = WedgeNet(backbone, form="paper", use_semantic=use_semantic, device=settings.device)
+        (features,) = extract_features(net, samples, settings, name)
+        yield f"{name}, {weights} weights, {len(samples)} images", features.flatten(0, 1).to(settings.device)
 
 
 @command

@@ -142,7 +142,8 @@ def batches_and_threads(patches: Tensor, settings: Settings, repeats: int) -> It
     every = torch.get_num_threads()
     for threads in dict.fromkeys((every, 1)):
         torch.set_num_threads(threads)  # onnxruntime takes as many when the network is made
-        net = WedgeNet(load("efficientnet_lite0")[0], device=settings.device, engine=settings.engine)
+        backbone, _ = load("efficientnet_lite0")
+        net = WedgeNet(backbone, form="paper", use_semantic=True, device=settings.device, engine=settings.engine)
         detector = Detector(net, [bank], settings.image_size)
         for batch in BATCHES if threads == every else (1, 16):
             call = functools.partial(detector.predict, images[:batch])
