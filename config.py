@@ -20,6 +20,7 @@ NUM_WORKERS = "auto"  # processes that decode images: "auto" or a number, 0 = no
 SEED = 42  # of everything random: coreset start, random sampling, frequency gate
 DEVICE = "auto"  # "auto" (CUDA, then MPS, then CPU), "cpu", "cuda", "cuda:1", "mps"
 ENGINE = "auto"  # what scores images: "auto" (onnxruntime on a CPU, torch elsewhere), "torch", "onnxruntime"
+PRECISION = "float32"  # of the network on an NVIDIA GPU: "float32", or faster "tf32", "bfloat16", "float16"
 
 # Model
 # resnet18, resnet34, resnet50, resnet101, wide_resnet50_2, resnext50_32x4d, efficientnet_lite0, efficientnet_lite1,

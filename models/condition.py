@@ -169,6 +169,11 @@ class ConditionStream(nn.Module):
         places = getattr(self, f"seen_{what}")
         return planes.flatten(2) if places is None else planes.flatten(2).index_select(2, places)
 
+    def align(self, images: Tensor) -> Tensor:
+        """(B, 3, H, W) images, their light aligned: the first of what ``measure`` gives, sooner."""
+        gain, offset = self._alignment(self.measure_light(images))
+        return images * gain[..., None, None] + offset[..., None, None]
+
     def measure(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """(B, 3, H, W) images -> the images, their light aligned, and their statistics (B, STATISTICS).
 
@@ -315,4 +320,5 @@ def _brightness_and_cast(light: Tensor) -> Tensor:
 
 def _ranked(planes: Tensor, *shares: float) -> Tensor:
     """(B, C, n) -> (B, C, len(shares)): the value below which each share lies; the lower one of two medians."""
-    return planes.sort(dim=2).values[..., [int((planes.shape[2] - 1) * share) for share in shares]]
+    ranked = planes.sort(dim=2).values
+    return torch.stack([ranked[..., int((planes.shape[2] - 1) * share)] for share in shares], dim=2)

@@ -14,6 +14,7 @@ from models.scoring import AnomalyMap, Prediction, image_scores
 from models.wedge_net import Embedding, WedgeNet
 
 if TYPE_CHECKING:
+    from models.cuda_detector import CudaPiece
     from models.onnx_detector import OnePiece
 
 Net = WedgeNet | PatchCore
@@ -53,7 +54,7 @@ class Detector:
         self.grids = net.grids(image_size)
         self.image_size = image_size
         self.anomaly_maps = [each.to(net.device) for each in make_maps(net, image_size)]
-        self.pieces: dict[tuple[Detector, ...], OnePiece] = {}  # of this detector, alone and together with others
+        self.pieces: dict[tuple[Detector, ...], OnePiece | CudaPiece] = {}  # alone, with others
 
     def predict(self, images: Tensor) -> Prediction:
         """(B, 3, H, W) images in [0, 1] -> their scores and anomaly maps."""
@@ -82,10 +83,12 @@ class Detector:
 
     @property
     def one_piece(self) -> bool:
-        """Whether all of it runs as one graph in onnxruntime: on a CPU, unless a bank is better kept out of it.
+        """Whether all of it runs as one graph: on an NVIDIA GPU, and with onnxruntime unless a bank is better kept out.
 
         That is one whose search is pruned, or so large that a graph's copies of it would fill the memory.
         """
+        if self.net.device.type == "cuda":
+            return True
         vectors = sum(bank.vectors.numel() for bank in self.banks)
         pruned = any(bank.pruned for bank in self.banks)
         return isinstance(self.net.backbone, OnnxEngine) and not pruned and vectors <= LARGEST_GRAPH
@@ -121,13 +124,15 @@ def predict_together(detectors: Sequence[Detector], images: Tensor) -> list[Pred
     return [found[detector] for detector in detectors]
 
 
-def _piece(detectors: tuple[Detector, ...]) -> "OnePiece":
+def _piece(detectors: tuple[Detector, ...]) -> "OnePiece | CudaPiece":
     """The graph of detectors of one network, which the first of them keeps."""
-    from models.onnx_detector import OnePiece  # needs onnx, which is optional
-
     pieces = detectors[0].pieces
     if detectors not in pieces:
-        pieces[detectors] = OnePiece(detectors)
+        if detectors[0].net.device.type == "cuda":  # each needs packages that the other does without
+            from models.cuda_detector import CudaPiece as Piece
+        else:
+            from models.onnx_detector import OnePiece as Piece
+        pieces[detectors] = Piece(detectors)
     return pieces[detectors]
 
 

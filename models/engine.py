@@ -13,11 +13,11 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from models.backbone import Backbone
 from models.errors import InputError, one_line
-from models.tracing import UnknownLayer, fold_batch_norms
+from models.tracing import UnknownLayer, fold_batch_norms, fuse_relu
 
 if TYPE_CHECKING:  # optional, and slow to import
     import onnx
@@ -26,31 +26,38 @@ if TYPE_CHECKING:  # optional, and slow to import
 ENGINES = ("auto", "torch", "onnxruntime")
 AT_ONCE = 4  # images: more at a time are slower on a CPU, whose caches their intermediate results do not fit
 TOLERANCE = 1e-4  # of the largest feature: what a translated network may differ by from torch
-CUDA_GRAPHS = 4  # shapes that get one: the batch, the last batch, a single image, one to spare
+PRECISIONS = {  # of the backbone on a GPU; what follows it is always float32
+    "float32": torch.float32,
+    "tf32": torch.float32,  # factors rounded to 11 bits, as NVIDIA's tensor cores take them
+    "bfloat16": torch.bfloat16,
+    "float16": torch.float16,
+}
 
 
 def make_engine(
-    backbone: Backbone, device: torch.device, kind: str = "auto", dtype: torch.dtype = torch.float32
+    backbone: Backbone, device: torch.device, kind: str = "auto", precision: str = "float32"
 ) -> "TorchEngine | OnnxEngine":
     """Choose what runs ``backbone`` on ``device``; ``backbone`` itself is left as it is.
 
     Args:
         kind: one of ``ENGINES``. 'auto' is onnxruntime on a CPU where it is installed, and torch otherwise.
-        dtype: what torch computes in; feature maps are float32 all the same.
+        precision: one of ``PRECISIONS``; feature maps are float32 all the same.
 
     Raises:
-        InputError: unknown kind, or onnxruntime asked for where it cannot run.
+        InputError: unknown kind, onnxruntime asked for where it cannot run, or another precision than float32 without
+            a GPU.
     """
     if kind not in ENGINES:
         raise InputError(f"ENGINE = {kind!r} is unknown; choose one of {', '.join(ENGINES)}")
     missing = [name for name in ("onnxruntime", "onnx") if importlib.util.find_spec(name) is None]
-    suits = device.type == "cpu" and dtype == torch.float32
+    if precision != "float32" and device.type != "cuda":
+        raise InputError(f"PRECISION = {precision!r} is for NVIDIA GPUs, not DEVICE = {device.type!r}: use 'float32'")
     if kind == "onnxruntime" and missing:
         raise InputError(f"ENGINE = 'onnxruntime' needs: pip install {' '.join(missing)}; or use ENGINE = 'torch'")
-    if kind == "onnxruntime" and not suits:
-        raise InputError(f"ENGINE = 'onnxruntime' is for the CPU in float32, not {device} in {dtype}: use 'torch'")
-    if kind == "torch" or missing or not suits:
-        return TorchEngine(backbone, device, dtype)
+    if kind == "onnxruntime" and device.type != "cpu":
+        raise InputError(f"ENGINE = 'onnxruntime' is for the CPU, not {device}: use 'torch'")
+    if kind == "torch" or missing or device.type != "cpu":
+        return TorchEngine(backbone, device, precision)
     return OnnxEngine(backbone)
 
 
@@ -94,7 +101,7 @@ class OnnxEngine:
             torch.cat([torch.from_numpy(layer).contiguous(memory_format=torch.channels_last) for layer in layers])
             for layers in zip(*parts, strict=True)
         )
-        return _checked(self.backbone, images, layer2, layer3)
+        return _checked(self.backbone.name, images, layer2, layer3)
 
     def trunk(self, size: tuple[int, int]) -> "onnx.GraphProto":
         """The backbone's trunk, for images of this height and width; its maps have the sizes that are expected."""
@@ -133,51 +140,34 @@ class OnnxEngine:
 
 
 class TorchEngine:
-    """The backbone in torch: batch norms folded into the convolutions, channels last, CUDA graphs on a GPU."""
+    """The backbone in torch: batch norms folded into the convolutions, on a GPU ReLUs as well."""
 
     name = "torch"
 
-    def __init__(self, backbone: Backbone, device: torch.device, dtype: torch.dtype = torch.float32) -> None:
-        self.device, self.dtype = device, dtype
-        # channels_last: 1.3 to 1.6 times as fast on a CPU, and the layout that tensor cores want.
-        self.backbone = fold_batch_norms(copy.deepcopy(backbone)).to(device, dtype, memory_format=torch.channels_last)
-        self.graphs: dict[torch.Size, Callable[[Tensor], tuple[Tensor, Tensor]]] = {}
+    def __init__(self, backbone: Backbone, device: torch.device, precision: str = "float32") -> None:
+        self.backbone_name = backbone.name
+        self.device, self.dtype, self.tf32 = device, PRECISIONS[precision], precision == "tf32"
+        # channels_last: 1.3 to 1.6 times as fast on a CPU, and the layout that tensor cores want; without them, a GPU
+        # takes a sixth longer for it.
+        exact = device.type == "cuda" and precision == "float32"
+        self.layout = torch.contiguous_format if exact else torch.channels_last
+        network = fold_batch_norms(copy.deepcopy(backbone))
+        if device.type == "cuda":
+            network = fuse_relu(network)
+        self.backbone = network.to(device, self.dtype, memory_format=self.layout)
         self.at_once = AT_ONCE if device.type == "cpu" else 1 << 30  # a GPU works on all images together
 
     @torch.inference_mode()
     def __call__(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        images = images.to(self.device, self.dtype).contiguous(memory_format=torch.channels_last)
-        if self.device.type == "cuda" and images.shape not in self.graphs and len(self.graphs) < CUDA_GRAPHS:
-            self.graphs[images.shape] = _cuda_graph(self.backbone, images)
-        layer2, layer3 = self.graphs.get(images.shape, self.backbone)(images)
-        return _checked(self.backbone, images, layer2.float(), layer3.float())
+        torch.backends.cudnn.allow_tf32 = self.tf32  # of a recording too: a CUDA graph keeps what it was recorded with
+        images = images.to(self.device, self.dtype).contiguous(memory_format=self.layout)
+        layer2, layer3 = self.backbone(images)
+        return _checked(self.backbone_name, images, layer2.float(), layer3.float())
 
 
-def _checked(backbone: Backbone, images: Tensor, layer2: Tensor, layer3: Tensor) -> tuple[Tensor, Tensor]:
+def _checked(name: str, images: Tensor, layer2: Tensor, layer3: Tensor) -> tuple[Tensor, Tensor]:
     """The two maps, if they have the sizes that all that follows expects."""
     for layer, stride in ((layer2, 8), (layer3, 16)):
         if any(cells != -(-pixels // stride) for cells, pixels in zip(layer.shape[2:], images.shape[2:], strict=True)):
-            raise InputError(f"{backbone.name} needs an IMAGE_SIZE that is a multiple of 16 pixels")
+            raise InputError(f"{name} needs an IMAGE_SIZE that is a multiple of 16 pixels")
     return layer2, layer3
-
-
-def _cuda_graph(backbone: nn.Module, example: Tensor) -> Callable[[Tensor], tuple[Tensor, Tensor]]:
-    """Record the kernels for images of this shape; a replay launches them all at once."""
-    images = example.clone()
-    with torch.cuda.device(example.device):
-        stream = torch.cuda.Stream()
-        stream.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(stream):  # libraries set themselves up and choose their algorithms before the recording
-            for _ in range(3):
-                backbone(images)
-        torch.cuda.current_stream().wait_stream(stream)
-        graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph):
-            layer2, layer3 = backbone(images)
-
-    def replay(new_images: Tensor) -> tuple[Tensor, Tensor]:
-        images.copy_(new_images)
-        graph.replay()
-        return layer2.clone(), layer3.clone()  # the next replay overwrites the graph's own
-
-    return replay

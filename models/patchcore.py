@@ -20,7 +20,7 @@ class PatchCore:
     Args:
         backbone: frozen network that gives feature maps at stride 8 and stride 16 (``models.backbone.build_backbone``).
         device: where the embedding is computed.
-        engine: what runs the backbone, see ``models.engine.make_engine``.
+        engine, precision: what runs the backbone, and how exactly, see ``models.engine.make_engine``.
 
     >>> from models.backbone import build_backbone
     >>> net = PatchCore(build_backbone("efficientnet_lite0"))
@@ -31,12 +31,19 @@ class PatchCore:
     scoring = PATCHCORE
     conditions = (CLEAN,)
 
-    def __init__(self, backbone: Backbone, *, device: torch.device | str = "cpu", engine: str = "auto"):
+    def __init__(
+        self,
+        backbone: Backbone,
+        *,
+        device: torch.device | str = "cpu",
+        engine: str = "auto",
+        precision: str = "float32",
+    ):
         self.device = torch.device(device)
         self.backbone_name, self.fingerprint = backbone.name, backbone.fingerprint
         self.dims = self.raw_dims = (sum(backbone.channels),)
         self.mean, self.region = backbone.mean.detach().flatten().cpu(), None
-        self.backbone = make_engine(backbone, self.device, engine)
+        self.backbone = make_engine(backbone, self.device, engine, precision)
 
     def state(self) -> dict[str, Tensor]:
         """The region of interest if it has one: all else that it is made of is the backbone's."""

@@ -67,7 +67,7 @@ class WedgeNet(nn.Module):
         use_semantic: 'wedge': weigh layer 2 by the semantic attention; 'paper': append it, so weighed.
         recipe: of form 'wedge'.
         device: where the embedding is computed.
-        engine: what runs the backbone, see ``models.engine.make_engine``.
+        engine, precision: what runs the backbone, and how exactly, see ``models.engine.make_engine``.
 
     >>> from models.backbone import build_backbone
     >>> net = WedgeNet(build_backbone("efficientnet_lite0"))
@@ -87,6 +87,7 @@ class WedgeNet(nn.Module):
         recipe: Recipe = RECIPE,
         device: torch.device | str = "cpu",
         engine: str = "auto",
+        precision: str = "float32",
     ):
         super().__init__()
         self.device = torch.device(device)
@@ -102,7 +103,7 @@ class WedgeNet(nn.Module):
             self.raw_dims = (layer2 + layer3 + use_semantic * layer2,)
         self.strides = (8,) if form == "paper" else tuple({2: 8, 3: 16}[layer] for layer in recipe.layers)
         self.mean = backbone.mean.detach().flatten().cpu()
-        self.backbone = make_engine(backbone, self.device, engine)
+        self.backbone = make_engine(backbone, self.device, engine, precision)
         self._latest: list[WedgeNet] = []  # what with_state gave last; in a list, since it is no part of this module
         self.requires_grad_(False).eval().to(self.device)
 

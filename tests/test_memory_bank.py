@@ -136,7 +136,7 @@ def test_products_of_little_precision_only_cost_time(data, monkeypatch):
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
-def test_tf32_is_noticed(monkeypatch):
+def test_on_a_gpu_tf32_is_noticed(monkeypatch):
     monkeypatch.setattr(torch.backends.cuda.matmul, "allow_tf32", True)
     vectors, queries = low_rank(3000, 256, 1).cuda(), low_rank(300, 256, 2).cuda()
     bank = check(vectors, queries)

@@ -76,11 +76,11 @@ def fitted_stream(wavelet, conditions, align_light, size):
     return stream
 
 
-def make_detectors(backbone, size, engine, banks=(300,), **changes):
+def make_detectors(backbone, size, engine, banks=(300,), device="cpu", **changes):
     """A detector for each size of bank, all of one network; the same ones for each engine."""
     choice, generator = PLAIN | changes, torch.Generator().manual_seed(3)
     if choice["form"] == "patchcore":
-        net = PatchCore(backbone, engine=engine)
+        net = PatchCore(backbone, engine=engine, device=device)
     else:
         stream = None
         if choice["wavelet"] is not None and choice["form"] == "paper":
@@ -94,6 +94,7 @@ def make_detectors(backbone, size, engine, banks=(300,), **changes):
             use_semantic=choice["use_semantic"],
             recipe=choice["recipe"],
             engine=engine,
+            device=device,
         )
         if choice["form"] == "wedge":
             net = net.with_maps(
@@ -290,3 +291,35 @@ def test_a_piece_can_be_made_by_itself(lite):
     (detector,) = make_detectors(lite, (64, 64), "onnxruntime")
     images = pictures(1, (64, 64))
     assert_same(OnePiece([detector])(images)[0], detector.predict(images))
+
+
+@pytest.mark.parametrize("form", ["wedge", "paper", "patchcore", "wedge, region"])
+def test_what_a_gpu_records_gives_what_torch_gives(lite, form, monkeypatch):
+    """The same steps on the CPU; the kernel that searches has a test of its own."""
+    pytest.importorskip("triton")
+    monkeypatch.setattr("models.cuda_detector.Table", lambda bank: bank)
+    monkeypatch.setattr("models.cuda_detector.GRAPH_IMAGES", 0)
+    from models.cuda_detector import CudaPiece
+
+    detectors = make_detectors(lite, (64, 64), "torch", banks=(300, 130), **FORMS[form])
+    images = pictures(3, (64, 64), 13)
+    for detector, found in zip(detectors, CudaPiece(detectors)(images), strict=True):
+        assert_same(found, detector.predict(images))
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+@pytest.mark.parametrize("form", FORMS)
+def test_on_a_gpu_it_gives_what_torch_gives_on_a_cpu(lite, form):
+    wanted = make_detectors(lite, (72, 104), "torch", banks=(300, 2000), **FORMS[form])
+    network = make_detectors(lite, (72, 104), "torch", device="cuda", **FORMS[form])[0].net
+    found = [Detector(network, each.banks, each.image_size, each.scales, each.offsets) for each in wanted]
+    for count in (1, 3, 32, 1, 5):  # recorded for two sizes, not recorded, played again, recorded
+        images = pictures(count, (72, 104), count)
+        for own, each in zip(predict_together(found, images), wanted, strict=True):
+            assert_same(own, each.predict(images))
+    (piece,) = found[0].pieces.values()
+    assert sorted(shape[0] for shape in piece.graphs) == [1, 3, 5]
+    bad = pictures(1, (72, 104))
+    bad[0, 0, 40, 40] = torch.nan
+    with pytest.raises(InputError, match="a score is not finite"):
+        found[0].predict(bad)

@@ -313,6 +313,18 @@ def test_out_of_memory_says_what_to_lower(flags, monkeypatch, capsys):
     assert "BATCH_SIZE" in capsys.readouterr().err
 
 
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+def test_on_a_gpu_a_bank_gives_the_scores_that_it_gives_on_a_cpu(flags):
+    cpu, gpu = [*flags, "--device", "cpu"], [*flags, "--device", "cuda"]
+    assert train.main(cpu) == 0
+    wanted, found = scores_of(cpu), scores_of(gpu)
+    np.testing.assert_allclose(found.scores, wanted.scores, rtol=1e-3)
+    np.testing.assert_allclose(found.maps, wanted.maps, rtol=1e-2, atol=1e-3)
+    assert train.main([*gpu, "--overwrite"]) == 0
+    assert evaluation.main(gpu) == 0
+    assert roc_auc_score(wanted.labels, scores_of(gpu).scores) > 0.8
+
+
 @pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a CUDA device")
 def test_cuda_where_there_is_none(flags, capsys):
     assert train.main([*flags, "--device", "cuda"]) == 2

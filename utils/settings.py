@@ -20,7 +20,7 @@ import torch
 
 from models.backbone import CHOICES, backbone_name
 from models.condition import parse_conditions
-from models.engine import ENGINES
+from models.engine import ENGINES, PRECISIONS
 from models.errors import InputError
 from models.wedge_net import FORMS
 from utils.console import Parser
@@ -168,6 +168,7 @@ class Settings:
     seed: int = _setting(_integer(0), "seed of the coreset's start, random sampling and the frequency gate")
     device: torch.device = _setting(_device, "'auto' (CUDA, then MPS, then CPU), 'cpu', 'cuda', 'cuda:N' or 'mps'")
     engine: str = _setting(_choice(*ENGINES), "what runs the backbone: " + ", ".join(ENGINES))
+    precision: str = _setting(_choice(*PRECISIONS), "of the backbone on an NVIDIA GPU: " + ", ".join(PRECISIONS))
     backbone: str = _setting(backbone_name, f"frozen network: {CHOICES}")
     backbone_weights: str | None = _setting(_optional_text, "None = ImageNet, a state-dict file, or 'random' (dry run)")
     wavelet_type: str = _setting(_wavelet, "discrete wavelet of PyWavelets for the frequency stream")

@@ -165,6 +165,7 @@ def build_net(settings: Settings, recipe: Recipe = RECIPE) -> WedgeNet:
         recipe=recipe,
         device=settings.device,
         engine=settings.engine,
+        precision=settings.precision,
     )
 
 
