@@ -1,4 +1,4 @@
-"""A whole detector on an NVIDIA GPU: for a few images all of it, from pixels to maps, is one CUDA graph."""
+"""A whole detector on an NVIDIA GPU: all of it, from pixels to maps, is one CUDA graph."""
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -12,7 +12,7 @@ from models.errors import InputError
 from models.scoring import Prediction
 from models.wedge_net import Embedding
 
-GRAPH_IMAGES = 8  # more at a time keep the GPU so busy that launching its kernels one by one costs nothing
+GRAPH_IMAGES = 32  # more at a time keep the GPU so busy that launching its kernels one by one costs little
 Function = Callable[[Tensor], Sequence[Tensor]]
 
 
@@ -104,22 +104,24 @@ def record(function: Function, images: Tensor) -> Function:
             for _ in range(3):
                 like = function(seen)
         stream.synchronize()
-        # All results in one piece of memory: copied to the CPU at once, and taken apart there without a copy.
+        # All results in one piece of memory, which is copied to the CPU at once.
         sizes = [-(-tensor.nbytes // 8) * 8 for tensor in like]
         there = torch.zeros(sum(sizes), dtype=torch.uint8, device=device)
         here = torch.zeros(sum(sizes), dtype=torch.uint8, pin_memory=True)
+        results = _parts(here, sizes, like)
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(graph):
             for part, result in zip(_parts(there, sizes, like), function(seen), strict=True):
                 part.copy_(result)
             here.copy_(there, non_blocking=True)
 
+    @torch.inference_mode()
     def replay(images: Tensor) -> list[Tensor]:
         with torch.cuda.device(device):
             seen.copy_(images)
             graph.replay()
             torch.cuda.current_stream().synchronize()
-        return _parts(here.clone(), sizes, like)
+        return [result.clone() for result in results]
 
     return replay
 

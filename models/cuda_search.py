@@ -55,10 +55,8 @@ class Table:
 
     def _by_kernel(self, queries: Tensor) -> Tensor:
         """(Q, D) -> (Q,) numbers of the nearest vectors."""
-        queries = F.pad(queries, (0, self.padding)).contiguous()
-        high = queries.half()
-        low = (queries - high).half()
-        count, total, dim = len(queries), len(self.padded), self.padded.shape[1]
+        queries = queries.contiguous()
+        (count, dim), (total, width) = queries.shape, self.padded.shape
         blocks = triton.cdiv(count, _QUERIES)
         parts = max(1, min(_PROGRAMS // blocks, triton.cdiv(total, _VECTORS)))
         size = triton.cdiv(triton.cdiv(total, parts), _VECTORS) * _VECTORS
@@ -66,22 +64,34 @@ class Table:
         best = queries.new_empty(parts, count)
         place = torch.empty(parts, count, dtype=torch.int32, device=queries.device)
         _nearest[blocks, parts](
-            high, low, self.padded, self.halves, best, place, count, total, dim, size, _QUERIES, _VECTORS, _DIMENSIONS
+            queries,
+            self.padded,
+            self.halves,
+            best,
+            place,
+            count,
+            dim,
+            total,
+            width,
+            size,
+            _QUERIES,
+            _VECTORS,
+            _DIMENSIONS,
         )
-        return place.gather(0, best.argmax(dim=0, keepdim=True))[0]
+        return place[0] if parts == 1 else place.gather(0, best.argmax(dim=0, keepdim=True))[0]
 
 
 @triton.jit
 def _nearest(
-    high,  # pointers: (count, dim) float16
-    low,
-    vectors,  # (total, dim) float16
+    queries,  # pointers: (count, dim) float32
+    vectors,  # (total, width) float16, zero beyond dim
     halves,  # (total,)
     best,  # (parts, count), written
     place,  # (parts, count) int32, written
     count,
+    dim,
     total,
-    dim,  # a multiple of DIMENSIONS
+    width,  # a multiple of DIMENSIONS
     size,
     QUERIES: tl.constexpr,
     VECTORS: tl.constexpr,
@@ -98,13 +108,15 @@ def _nearest(
     for start in range(first, tl.minimum(first + size, total), VECTORS):
         vector = start + tl.arange(0, VECTORS)
         products = tl.zeros((QUERIES, VECTORS), tl.float32)
-        for offset in range(0, dim, DIMENSIONS):
+        for offset in range(0, width, DIMENSIONS):
             column = offset + tl.arange(0, DIMENSIONS)
-            own = query[:, None] * dim + column[None, :]
-            other = vector[None, :].to(tl.int64) * dim + column[:, None]
+            own = (query[:, None] < count) & (column[None, :] < dim)
+            left = tl.load(queries + query[:, None] * dim + column[None, :], mask=own, other=0.0)
+            other = vector[None, :].to(tl.int64) * width + column[:, None]
             right = tl.load(vectors + other, mask=vector[None, :] < total, other=0.0)
-            products = tl.dot(tl.load(high + own, mask=query[:, None] < count, other=0.0), right, products)
-            products = tl.dot(tl.load(low + own, mask=query[:, None] < count, other=0.0), right, products)
+            high = left.to(tl.float16)
+            products = tl.dot(high, right, products)
+            products = tl.dot((left - high.to(tl.float32)).to(tl.float16), right, products)
         half = tl.load(halves + vector, mask=vector < total, other=float("inf"))
         value, member = tl.max(products - half[None, :], axis=1, return_indices=True)
         found = tl.where(value > greatest, start + member, found)
