@@ -48,12 +48,17 @@ def odd_limit(scores: np.ndarray) -> float:
     return float(np.exp(middle + SPREAD * spread))
 
 
+def find_odd(trained: Trained) -> tuple[np.ndarray, float, np.ndarray]:
+    """The scores (n,) of the pictures that were looked at, their limit, and the numbers of those above, worst first."""
+    scores = trained.calibration.scores.numpy().astype(np.float64)
+    limit = odd_limit(scores)
+    return scores, limit, np.argsort(-scores)[: int((scores > limit).sum())]
+
+
 def name_odd_images(trained: Trained, settings: Settings, category: str) -> None:
     """Say which training pictures are odd, and write them as a table and as one picture, their worst place outlined."""
     checkpoint, calibration = trained.checkpoint, trained.calibration
-    scores = calibration.scores.numpy().astype(np.float64)
-    limit = odd_limit(scores)
-    odd = np.argsort(-scores)[: int((scores > limit).sum())]
+    scores, limit, odd = find_odd(trained)
     maps = make_maps(trained.net, settings.image_size)
     geometry = Geometry(settings.image_size, settings.resize, settings.center_crop)
     rows, pictures = [], []
