@@ -346,7 +346,7 @@ def test_good_parts_are_remembered_inside_only(masked, tmp_path, capsys):
     assert [len(bank) for bank in load_checkpoint(model).memory_banks] == before
     capsys.readouterr()
     assert remember.main([str(model), str(dotted), "--yes", "--onnx"]) == 0
-    assert "3 of them were NG" in capsys.readouterr().out
+    assert "3 NG before, 0 NG now" in capsys.readouterr().out
     found = load_checkpoint(model)
     assert [len(bank) for bank in found.memory_banks] > before
     assert torch.equal(found.state["region.inside"], load_checkpoint(masked.checkpoint).state["region.inside"])
