@@ -106,7 +106,11 @@ def show_rates(settings: Settings, rows: list[dict[str, Any]], averaged: bool) -
     path = rates_path(settings)
     write_csv(path, rows + means)
     draw_rates(path.with_suffix(".png"), means or rows)
-    print("\nwhat each false-alarm rate buys:\n" + format_table(means or rows))
+    print(
+        "\nwhat each false-alarm rate buys: asked for; kept, if the training pictures are too few for it; good test "
+        "pictures called bad and defects found; pictures there are and pictures the rate needs\n"
+        + format_table(means or rows)
+    )
     print(f"\nwritten: {path} and {path.with_suffix('.png')}")
 
 

@@ -98,6 +98,7 @@ def write_model(
         checkpoint.fingerprint,
         {module.__name__: module.__version__ for module in (torch, onnx, onnxruntime, np)}
         | {"python": platform.python_version()},
+        detector.inside,
     )
     onnx.helper.set_model_props(graph, {KEY: info.to_json()})
     with atomic_file(path) as temporary:
@@ -161,7 +162,10 @@ def compare(
     flips = ((found > model.info.threshold) != (wanted > model.info.threshold)).sum()
     # Rounding acts on squared distances, whose root magnifies it near zero: where a patch is in the memory itself. So
     # squares are compared, on the scale of a good part's at least; of all other scores that is the relative difference.
-    usual = np.median(model.info.calibration_scores)
+    # Good parts that are all one picture have nothing but rounding for scores: a tenth of what patches measure counts.
+    lengths = [bank.vectors.float().square().sum(dim=1).mean().sqrt() for bank in detector.banks]
+    measure = sum(float(unit * length) for unit, length in zip(detector.scales[0], lengths, strict=True))
+    usual = max(np.median(model.info.calibration_scores), measure / 10)
     squares = np.abs(found - wanted) * (np.abs(found) + np.abs(wanted))
     difference = float((squares / (2 * np.maximum(wanted**2, usual**2))).max())
     return Comparison(len(samples), difference, map_difference, auroc(labels, found), auroc(labels, wanted), int(flips))

@@ -141,7 +141,7 @@ class Judge:
 
     def __init__(self, model: Model, rate: float | None, heatmaps: Path | None, gallery: Gallery | None):
         self.model, self.heatmaps, self.gallery, self.other_depths = model, heatmaps, gallery, 0
-        self.calibration = np.asarray(model.info.calibration_scores)
+        self.calibration, self.inside = np.asarray(model.info.calibration_scores), model.info.inside
         rate = model.info.false_alarm_rate if rate is None else rate
         self.threshold = conformal_threshold(self.calibration, rate)
         if heatmaps is not None:
@@ -176,7 +176,7 @@ class Judge:
             **_where(region and region.in_file(*geometry.in_file(image.size), image.size)),
         )
         if self.heatmaps is not None or self.gallery is not None:
-            drawn = overlay(pixels[0], maps[0], self.threshold)
+            drawn = overlay(pixels[0], maps[0], self.threshold, self.inside)
             if self.heatmaps is not None:
                 save_overlay(overlay_path(self.heatmaps, path), drawn)
             if self.gallery is not None:

@@ -3,10 +3,10 @@
     python remember.py WEDGE-Net/10pct/model_data_tile_10pct.pt false_alarms/
     python remember.py WEDGE-Net/10pct/model_data_tile_10pct.pt --undo
 
-MODEL is a .pt file of train.py. Of the pictures only those patches are added that the memory does not cover, and no
-score rises by it. Their scores count in the threshold, which does not rise. The old file is kept beside the
-new one (--undo brings it back, as often as something was added), and a log in the file says what was added and when.
---onnx writes the model of export_onnx.py again.
+MODEL is a .pt file of train.py. What the memory does not cover of these pictures is added to it. No picture scores
+higher than before, and the threshold, for which these pictures count too, does not rise. The old file is kept beside
+the new one: --undo brings it back, once for each time that pictures were added. A log in the file says what was added
+and when. --onnx writes the model of export_onnx.py again.
 
 A picture that looks like a defect rather than like another kind of good part, or that is of another size than all in
 training, is named, and nothing is done without --yes.
@@ -75,7 +75,7 @@ def undo(path: Path) -> list[Path]:
         raise InputError(f"{before} is not there any more: what was added to {path} cannot be undone")
     load_checkpoint(before, metadata_only=True)
     os.replace(before, path)
-    print(f"{path} is as it was before {log[-1]['when']}: pictures that are forgotten: {len(log[-1]['files'])}")
+    print(f"{path} is as it was before {log[-1]['when']}: {_pictures(len(log[-1]['files']))} forgotten")
     return [file for file in map(Path, log[-1]["files"]) if file.is_file()]
 
 
@@ -119,16 +119,21 @@ def add(path: Path, paths: Sequence[Path], sure: bool) -> None:
         shutil.copyfile(path, temporary)
     save_checkpoint(path, done.checkpoint)
     patches = " and ".join(
-        f"{new} patches to {len(bank)}" for new, bank in zip(done.patches, checkpoint.memory_banks, strict=True)
+        f"{new} patches beside {len(bank)}" for new, bank in zip(done.patches, checkpoint.memory_banks, strict=True)
     )
     print(
-        f"[{category}] {len(paths)} pictures add {patches}: {int((done.before > before).sum())} of them were NG, "
-        f"{int((done.after > after).sum())} are now\n"
-        f"[{category}] of further parts of their kind about {float((done.new_to <= after).float().mean()):.0%} are OK\n"
-        f"[{category}] threshold {after:.4g} (it was {before:.4g}): "
+        f"[{category}] {_pictures(len(paths))} remembered, {patches}: {int((done.before > before).sum())} NG before, "
+        f"{int((done.after > after).sum())} NG now\n"
+        f"[{category}] of other good parts like these about {float((done.new_to <= after).float().mean()):.0%} will be "
+        f"OK\n"
+        f"[{category}] threshold {after:.4g} (before: {before:.4g}), "
         f"{describe_rate(done.checkpoint.calibration_scores.numpy(), rate)}\n"
-        f"{path} is written, --undo brings back what it was"
+        f"{path} is written; --undo takes the pictures out again"
     )
+
+
+def _pictures(count: int) -> str:
+    return "1 picture" if count == 1 else f"{count} pictures"
 
 
 def unknown(paths: Sequence[Path], log: Sequence[dict], category: str) -> tuple[list[Path], list[str]]:
@@ -141,7 +146,7 @@ def unknown(paths: Sequence[Path], log: Sequence[dict], category: str) -> tuple[
         except OSError as error:
             raise InputError(f"image {path} cannot be read ({error.strerror}): nothing is added") from None
         if digest in known or digest in new:
-            print(f"[{category}] {printable(str(path))} is known already: it counts once")
+            print(f"[{category}] {printable(str(path))} is remembered already, and counts once")
         else:
             new[digest] = path
     return list(new.values()), list(new)
@@ -173,7 +178,7 @@ def tell_export(path: Path, wanted: bool, pictures: Sequence[Path]) -> None:
     target = path.with_suffix(".onnx")
     if not wanted:
         if target.is_file():
-            print(f"{target} has another memory now: --onnx or export_onnx.py writes it again")
+            print(f"{target} is still as it was: --onnx or export_onnx.py brings it up to date")
         return
     if not pictures:
         raise InputError(f"{target} is not written: there is no picture left to compare it with; use export_onnx.py")

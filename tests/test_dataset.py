@@ -73,6 +73,19 @@ def test_mask_of_another_size_is_refused(tmp_path):
         read_mask(tmp_path / "mask.png", (20, 20))
 
 
+@pytest.mark.parametrize("kind", ["png", "bmp", "tif", "jpg", "webp"])
+def test_a_mask_is_the_same_in_every_format(tmp_path, kind):
+    """Around white a JPEG's black is not black; in other files a mask of ones is as good as one of 255."""
+    truth = np.zeros((64, 64), bool)
+    truth[17:35, 21:59] = True
+    lossy = kind in ("jpg", "webp")
+    Image.fromarray(truth * np.uint8(255 if lossy else 1)).save(tmp_path / f"mask.{kind}", quality=60)
+    noisy = np.asarray(Image.open(tmp_path / f"mask.{kind}").convert("L"))[~truth].any()
+    assert noisy == lossy
+    found = np.asarray(read_mask(tmp_path / f"mask.{kind}", (64, 64))) > 0
+    assert (found != truth).sum() <= (4 if lossy else 0)
+
+
 @pytest.mark.parametrize("crop", [True, False])
 def test_mask_and_image_go_through_the_same_geometry(crop):
     pixels = np.zeros((120, 200), np.uint8)

@@ -1,6 +1,7 @@
 """The exported model: the same answers as PyTorch, whatever the settings, and all it says about itself."""
 
 import json
+import shutil
 from types import SimpleNamespace
 
 import numpy as np
@@ -147,6 +148,19 @@ def test_a_difference_counts_on_the_scale_of_good_parts(line, found, wanted, dif
     model = SimpleNamespace(predict=lambda _: SimpleNamespace(scores=[found], maps=maps.numpy()), info=info)
     net = SimpleNamespace(look=lambda images: images)
     prediction = SimpleNamespace(scores=torch.tensor([wanted]), maps=maps)
-    detector = SimpleNamespace(net=net, predict_embedding=lambda _: prediction)
+    detector = SimpleNamespace(net=net, predict_embedding=lambda _: prediction, banks=[], scales=[[]])
     compared = export_onnx.compare(detector, model, samples, settings, "tile")
     assert compared.score_difference == pytest.approx(difference, rel=0.05, abs=1e-9)
+
+
+@pytest.mark.parametrize("form", ["wedge", "paper"])
+def test_training_images_that_are_all_one_picture_are_exported(flags, tmp_path, form, capsys):
+    """Their scores are nothing but rounding: no two programs agree on it."""
+    pictures = sorted((tmp_path / "data/tile/train/good").iterdir())
+    for path in pictures[1:]:
+        path.write_bytes(pictures[0].read_bytes())
+    shutil.rmtree(tmp_path / "data/tile/test")
+    own = [*flags, "--category", "tile", "--form", form]
+    assert train.main(own) == 0
+    assert "training files that repeat another: 7" in capsys.readouterr().out
+    assert export_onnx.main(own) == 0

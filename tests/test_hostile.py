@@ -40,6 +40,8 @@ def mutate(contents: bytes, rng: random.Random) -> bytes:
     """Cut, flip, repeat or overwrite: what disks, networks and attackers do to a file."""
     data = bytearray(contents)
     for _ in range(rng.randint(1, 4)):
+        if not data:
+            break
         place, length = rng.randrange(len(data)), rng.randint(1, 64)
         match rng.randrange(5):
             case 0:

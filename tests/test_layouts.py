@@ -4,6 +4,7 @@ import csv
 import dataclasses
 import errno
 import os
+import random
 from pathlib import Path
 
 import numpy as np
@@ -158,6 +159,65 @@ def test_the_folders_may_be_named_in_any_usual_order(photos, monkeypatch, line):
     monkeypatch.chdir(photos)
     prepared("folder", *line.split())
     assert {file.parent.name for file in (photos / "OUT/test").rglob("*.*")} == {"good", "scratch", "dent"}
+
+
+def test_folders_of_any_kind_are_read_or_refused_in_one_line(tmp_path, capsys):
+    """Names with quotes, dots, blanks, other alphabets; broken files, dead links, folders named as files."""
+    rng = random.Random(8)
+    stems = [
+        "part 1",
+        "a'b",
+        'a"b',
+        "teil-ä",
+        "零件",
+        ".hidden",
+        "x.y.z",
+        "000",
+        "000_mask",
+        "000_label",
+        "UPPER",
+        "-x",
+    ]
+    suffixes = [".png", ".PNG", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp", ".txt", ""]
+    outcomes = set()
+    for number in range(60):
+        photos = tmp_path / f"photos{number}"
+        for folder in ("good", "bad", "masks"):
+            (photos / folder).mkdir(parents=True)
+            for _ in range(rng.randrange(6)):
+                path = photos / folder / (rng.choice(stems) + rng.choice(suffixes))
+                if path.exists() or path.is_symlink():
+                    continue
+                match rng.randrange(12):
+                    case 0:
+                        path.mkdir()
+                    case 1:
+                        path.symlink_to("nowhere")
+                    case 2:
+                        path.write_bytes(rng.randbytes(40))
+                    case _:
+                        Image.new("L", SIZE, rng.randrange(256)).save(path, format="png")
+        out = tmp_path / f"data{number}/bolt"
+        line = [
+            "folder",
+            photos / "good",
+            "--bad",
+            photos / "bad",
+            *rng.choice([[], ["--masks", photos / "masks"]]),
+            out,
+        ]
+        before = files_under(photos)
+        code = main([str(argument) for argument in line])
+        error = capsys.readouterr().err
+        outcomes.add(code)
+        assert files_under(photos) == before
+        if code == 0:
+            settings = make_settings(DEFAULTS | {"DATA_PATH": out.parent, "CATEGORY": "bolt"})
+            assert train_samples(settings, "bolt")
+            continue
+        assert code == 2 and len(error.splitlines()) == 1 and error.startswith("error: "), error
+        assert not out.exists()
+    assert outcomes == {0, 2}
 
 
 def test_the_split_is_the_seeds_and_has_the_share_that_was_asked_for(photos, tmp_path):

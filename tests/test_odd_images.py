@@ -167,11 +167,12 @@ def test_all_but_one_odd_or_too_few_to_tell_is_no_crash(small, root, tmp_path, c
 def test_the_same_picture_twice_is_told_in_one_line(small, root, capsys):
     good, test = root / "tile/train/good", root / "tile/test/good"
     (good / "copy.png").write_bytes((good / "000.png").read_bytes())
+    (good / "another.png").write_bytes((good / "000.png").read_bytes())
     (test / "leak.png").write_bytes((good / "003.png").read_bytes())
     assert train.main(small) == 0
     (line,) = [line for line in capsys.readouterr().out.splitlines() if "under two names" in line]
-    assert "1 more than once in training (good/000.png = good/copy.png)" in line
-    assert "1 in training and in test (good/003.png = good/leak.png)" in line
+    assert "training files that repeat another: 2 (good/000.png = good/another.png, ...)" in line
+    assert "test files that are in training: 1 (good/003.png = good/leak.png)" in line
 
 
 def test_without_test_images_nothing_is_missed(small, root, capsys):

@@ -189,6 +189,15 @@ def test_an_overlay_leaves_the_image_where_nothing_is_found():
     assert (drawn[:2, :2] == 90).all() and (drawn[7, 7] != 90).any()
 
 
+def test_an_overlay_shows_what_is_looked_at():
+    image, region = np.full((8, 8, 3), 90, np.uint8), np.zeros((8, 8), bool)
+    region[1:7, :4] = True
+    drawn = np.asarray(overlay(image, np.zeros((8, 8), np.float32), 1.0, region))
+    pink = (drawn == (255, 47, 185)).all(axis=2)
+    assert pink[2:14, :2].all() and pink[2:4, :8].all() and pink[2:14, 6:8].all()
+    assert pink.sum() == 4 * (6 * 4 - 4 * 2) and (drawn[~pink] == 90).all()
+
+
 class Camera:
     """predict.py --watch in a thread, stopped as Ctrl-C would."""
 

@@ -15,7 +15,7 @@ from utils.metrics import RATES, rates_bought
 
 COLUMNS = [
     "category", "ratio", "asked_rate", "kept_rate", "threshold", "false_alarm_rate", "detection_rate",
-    "training_pictures", "takes",
+    "training_pictures", "pictures_needed",
 ]  # fmt: skip
 
 
@@ -40,7 +40,7 @@ def test_each_rate_has_the_figures_of_its_threshold():
         assert row["detection_rate"] == (bad > row["threshold"]).mean()
         assert row["kept_rate"] == max(row["asked_rate"], 1 / 61)
         assert row["training_pictures"] == 60
-    assert [row["takes"] for row in rows] == [99, 49, 19, 9, 4]
+    assert [row["pictures_needed"] for row in rows] == [99, 49, 19, 9, 4]
     for name in ("false_alarm_rate", "detection_rate"):
         assert all(one[name] <= other[name] for one, other in itertools.pairwise(rows))
 

@@ -1,5 +1,7 @@
 """The region of interest: what is outside is neither remembered nor scored, whatever it shows."""
 
+import json
+import random
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,20 +17,23 @@ import eval_noise_robustness
 import evaluation
 import export_onnx
 import predict
+import remember
 import test as figure3
 import train
 import train_patchcore
+import utils.line.torch_model
 import visualize_noise_robustness
 from models.condition import ConditionStream
 from models.detector import make_maps
 from models.errors import InputError
 from models.region import patches_inside
 from models.scoring import PATCHCORE, AnomalyMap
+from tests.test_hostile import mutate
 from utils.data.dataset import batches, train_samples
 from utils.data.dataset import test_samples as samples_for_test
 from utils.data.image import read_image
 from utils.data.region import read_region
-from utils.line.edge_model import OnnxModel
+from utils.line.edge_model import ModelInfo, OnnxModel, pack_region
 from utils.line.torch_model import TorchModel
 from utils.metrics import aupro, evaluate
 from utils.pictures.tables import read_csv
@@ -294,6 +299,93 @@ def test_figures_show_its_outline(masked):
     pixels = np.asarray(Image.open(picture).convert("RGB")).astype(int)
     outline = np.abs(pixels - (0xFF, 0x2F, 0xB9)).sum(axis=2) < 30
     assert outline.sum() > 100
+
+
+@pytest.mark.parametrize("kind", ["model", "checkpoint"])
+def test_overlays_show_its_outline_without_a_file(masked, tmp_path, kind):
+    picture = masked.plain / "part/test/good/000.png"
+    maps = tmp_path / "maps"
+    assert predict.main([str(getattr(masked, kind)), str(picture), "--heatmaps", str(maps)]) == 0
+    (drawn,) = maps.iterdir()
+    pink = (np.asarray(Image.open(drawn)) == (0xFF, 0x2F, 0xB9)).all(axis=2)
+    assert pink.shape == (2 * HEIGHT, 2 * WIDTH)
+    assert pink[2 * LABEL - 2 : 2 * LABEL].all() and not pink[2 * LABEL :].any()
+
+
+def test_a_damaged_description_of_it_is_refused(masked):
+    info = OnnxModel(masked.model).info
+    np.testing.assert_array_equal(info.inside, np.arange(HEIGHT)[:, None] < np.full(WIDTH, LABEL))
+    text = info.to_json()
+    assert ModelInfo.from_json(text) == info
+    nothing = pack_region(np.zeros((HEIGHT, WIDTH), bool))
+    for value in ("?", "AAAA", "", 5, [], nothing):
+        with pytest.raises(ValueError, match="damaged"):
+            ModelInfo.from_json(json.dumps(json.loads(text) | {"region": value}))
+    old = json.loads(text)
+    del old["region"]
+    assert ModelInfo.from_json(json.dumps(old)).inside is None
+
+
+def test_good_parts_are_remembered_inside_only(masked, tmp_path, capsys):
+    model = tmp_path / "model.pt"
+    shutil.copy(masked.checkpoint, model)
+    # Parts that the memory knows, under labels that it has never seen: nothing is new.
+    known = sorted((masked.data / "part/train/good").iterdir())[:3]
+    labelled, dotted = tmp_path / "labelled", tmp_path / "dotted"
+    rng = np.random.default_rng(0)
+    for folder in (labelled, dotted):
+        folder.mkdir()
+        for path in known:
+            pixels = np.array(Image.open(path))
+            pixels[LABEL:] = rng.integers(0, GREY + 1, (HEIGHT - LABEL, WIDTH))
+            if folder == dotted:
+                pixels[20:32, 90:102] = GREY // 3
+            Image.fromarray(pixels).save(folder / path.name)
+    before = [len(bank) for bank in load_checkpoint(model).memory_banks]
+    assert remember.main([str(model), str(labelled), "--yes"]) == 0
+    assert [len(bank) for bank in load_checkpoint(model).memory_banks] == before
+    capsys.readouterr()
+    assert remember.main([str(model), str(dotted), "--yes", "--onnx"]) == 0
+    assert "3 NG before, 0 NG now" in capsys.readouterr().out
+    found = load_checkpoint(model)
+    assert [len(bank) for bank in found.memory_banks] > before
+    assert torch.equal(found.state["region.inside"], load_checkpoint(masked.checkpoint).state["region.inside"])
+    written = OnnxModel(model.with_suffix(".onnx"))
+    np.testing.assert_array_equal(written.info.inside, OnnxModel(masked.model).info.inside)
+    pixels = np.stack([written.info.geometry.apply(read_image(path, 12)) for path in sorted(dotted.iterdir())])
+    assert (written.predict(pixels).scores <= written.info.threshold).all()
+
+
+def test_mutated_regions_are_read_or_refused(masked, tmp_path):
+    rng, settings = random.Random(5), masked.settings()
+    picture = Image.open(masked.data / "part/region.png")
+    like = train_samples(settings, "part")[0]
+    outcomes = set()
+    for suffix in ("png", "tif", "bmp", "jpg"):
+        picture.save(tmp_path / f"original.{suffix}")
+        contents = (tmp_path / f"original.{suffix}").read_bytes()
+        for _ in range(30):
+            (tmp_path / f"region.{suffix}").write_bytes(mutate(contents, rng))
+            try:
+                inside = read_region(tmp_path / f"region.{suffix}", settings, like)
+                assert inside.shape == (HEIGHT, WIDTH) and inside.any()
+                outcomes.add("read")
+            except InputError as error:
+                assert f"region.{suffix}" in str(error)
+                outcomes.add("refused")
+    assert outcomes == {"read", "refused"}
+
+
+def test_mutated_models_with_a_region_run_or_are_refused(masked, tmp_path, monkeypatch):
+    net = build_net(masked.settings())
+    monkeypatch.setattr(utils.line.torch_model, "build_net", lambda settings: net)
+    rng, part = random.Random(6), str(masked.plain / "part/test/good/000.png")
+    for model in (masked.model, masked.checkpoint):
+        contents = model.read_bytes()
+        for number in range(30):
+            path = tmp_path / f"mutant{model.suffix}"
+            path.write_bytes(mutate(contents, rng))
+            assert predict.main([str(path), part, "--heatmaps", str(tmp_path / "maps")]) in (0, 2), number
 
 
 # --- pixel metrics ---

@@ -111,7 +111,7 @@ def test_told_parts_are_ok_and_so_are_others_of_their_kind_and_defects_stay_ng(m
     assert found.all()
     assert remember.main([str(model), str(variants), "--yes"]) == 0
     shown = capsys.readouterr().out
-    assert "10 pictures add" in shown and "10 of them were NG, 0 are now" in shown
+    assert "10 pictures remembered" in shown and "10 NG before, 0 NG now" in shown
     for pictures, wanted in ((told, 9), (unseen, 5)):
         after, new = scores(model, pictures)
         assert (after <= new).sum() >= wanted
@@ -193,10 +193,10 @@ def test_a_picture_counts_once(model, variants, capsys):
     shutil.copy(variants / "0.png", variants / "copy.png")
     first, copy = str(variants / "0.png"), str(variants / "copy.png")
     assert remember.main([str(model), first, copy, "--yes"]) == 0
-    assert "copy.png is known already" in capsys.readouterr().out
+    assert "copy.png is remembered already" in capsys.readouterr().out
     before = model.read_bytes()
     assert remember.main([str(model), first]) == 0
-    assert "0.png is known already" in capsys.readouterr().out
+    assert "0.png is remembered already" in capsys.readouterr().out
     assert model.read_bytes() == before
 
 
@@ -288,4 +288,4 @@ def test_the_exported_model_is_written_again_on_request(model, variants, capsys)
     found = OnnxModel(onnx).predict(np.stack(pictures)).scores
     np.testing.assert_allclose(found, scores(model, pictures)[0], rtol=2e-4)
     assert remember.main([str(model), str(variants / "2.png"), "--yes"]) == 0
-    assert "model.onnx has another memory now" in capsys.readouterr().out
+    assert "model.onnx is still as it was" in capsys.readouterr().out

@@ -260,6 +260,28 @@ def test_a_scratch_is_found_where_the_part_keeps_its_shape(long, tmp_path):
     assert found["224"][0] < 0.8
 
 
+def test_a_defect_of_ten_pixels_in_a_large_picture_is_found_at_the_size_that_it_needs(flags, tmp_path):
+    """On 1,000 x 750 pixels, bright with a dark rim: at 96 x 96 both are one pixel, and nothing is left."""
+    rng = np.random.default_rng(7)
+    for folder, count in {"train/good": 12, "test/good": 6, "test/spot": 6}.items():
+        (tmp_path / "data/plate" / folder).mkdir(parents=True)
+        for number in range(count):
+            pixels = rng.normal(rng.uniform(120, 135), 8, (750, 1000))
+            if folder == "test/spot":
+                top, left = rng.integers(100, 600, 2) // 10 * 10
+                pixels[top : top + 10, left : left + 10] -= 27
+                pixels[top + 2 : top + 8, left + 2 : left + 8] += 75
+            Image.fromarray(pixels.clip(0, 255).astype(np.uint8)).save(tmp_path / f"data/plate/{folder}/{number}.png")
+    found = {}
+    for size in ("96", "384,512"):
+        own = [*flags, "--category", "plate", "--image-size", size, "--center-crop", "false"]
+        own += ["--sampling-ratio", "0.02", "--save-dir", str(tmp_path / size)]
+        assert train.main(own) == evaluation.main(own) == 0
+        (row,) = read_csv(tmp_path / size / "final_evaluation_results.csv")
+        found[size] = row["image_auroc"]
+    assert found["384,512"] == 1 and found["96"] < 0.8
+
+
 # --- pictures ---
 
 

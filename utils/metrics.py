@@ -111,7 +111,7 @@ def rates_bought(
     """For each of ``RATES`` what it costs and finds on test images (labels 0 and 1).
 
     ``calibration`` (n,), n >= 1, are scores of good parts. A rate that n cannot vouch for is kept at the smallest that
-    they can, ``kept_rate``; ``takes`` is how many could.
+    they can, ``kept_rate``; ``pictures_needed`` is how many could.
     """
     rows = []
     for rate in RATES:
@@ -119,7 +119,7 @@ def rates_bought(
         alarms, detections = alarm_rates(labels, scores, threshold)
         row = {"asked_rate": rate, "kept_rate": max(rate, smallest_rate(calibration)), "threshold": threshold}
         row |= {"false_alarm_rate": alarms, "detection_rate": detections}
-        rows.append(row | {"training_pictures": len(calibration), "takes": scores_needed(rate)})
+        rows.append(row | {"training_pictures": len(calibration), "pictures_needed": scores_needed(rate)})
     return rows
 
 

@@ -52,18 +52,21 @@ def read_image(path: Path, depth: int | None = None, tell: Callable[[str], None]
 
 
 def read_mask(path: Path, size: tuple[int, int]) -> Image.Image:
-    """Decode a ground-truth mask to 0 and 255 (anything that is not black is defect).
+    """Decode a ground-truth mask to 0 and 255.
+
+    Anything that is not black is defect; in a JPEG or WebP, whose black is not quite black, what is nearer to white.
 
     Raises :class:`InputError` if it cannot be read or has another ``size`` (width, height) than its image.
     """
     with _opened(path) as image:
+        black = 127 if image.format in ("JPEG", "WEBP") else 0
         if _is_deep(image):
             mask = Image.fromarray((np.atleast_3d(_values(image, path)) > 0).any(axis=2))
         else:
             mask = _upright(image).convert("RGB").convert("L")
     if mask.size != size:
         raise InputError(f"mask {path} has size {mask.width} x {mask.height}, its image has {size[0]} x {size[1]}")
-    return mask.convert("L").point(lambda value: 255 if value else 0)
+    return mask.convert("L").point(lambda value: 255 if value > black else 0)
 
 
 def largest_value(path: Path) -> int:

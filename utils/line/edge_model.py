@@ -1,6 +1,8 @@
 """A trained model at work on the line: what it knows about itself, and the ONNX file run without torch."""
 
+import base64
 import json
+import zlib
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
@@ -21,7 +23,8 @@ class ModelInfo:
     """What travels with a model.
 
     ``calibration_scores`` of good parts that it has not seen; ``threshold`` that they give at ``false_alarm_rate``;
-    ``settings`` that the embedding depends on; ``fingerprint`` of the backbone's weights; ``versions`` that made it.
+    ``settings`` that the embedding depends on; ``fingerprint`` of the backbone's weights; ``versions`` that made it;
+    ``region`` that is looked at, packed as :func:`pack_region` does, None for everything.
     """
 
     category: str
@@ -31,6 +34,7 @@ class ModelInfo:
     settings: dict[str, Any]
     fingerprint: str
     versions: dict[str, str]
+    region: str | None = None
 
     @property
     def geometry(self) -> Geometry:
@@ -43,6 +47,18 @@ class ModelInfo:
     def bit_depth(self) -> int | None:
         """Of the camera that took the training images; None in a model that was made before it was asked."""
         return self.settings.get("BIT_DEPTH")
+
+    @property
+    def inside(self) -> np.ndarray | None:
+        """(H, W) bool, where pictures are looked at; None for everywhere. Raises ValueError if it is damaged."""
+        if self.region is None:
+            return None
+        height, width = self.geometry.image_size
+        size = -(-height * width // 8)
+        packed = zlib.decompressobj().decompress(base64.b64decode(self.region, validate=True), size)
+        if len(packed) < size:
+            raise ValueError
+        return np.unpackbits(np.frombuffer(packed, np.uint8), count=height * width).reshape(height, width) > 0
 
     @property
     def conditions(self) -> list[str]:
@@ -64,17 +80,23 @@ class ModelInfo:
                 f"it has format {contents['format']}, newer than this program's {FORMAT}: update WEDGE-Net"
             )
         try:
+            contents.setdefault("region", None)  # of models that were made before it was kept
             info = ModelInfo(**{field.name: contents[field.name] for field in fields(ModelInfo)})
             scores = np.asarray(info.calibration_scores, dtype=np.float64)
             if not np.isfinite([info.threshold, info.false_alarm_rate, *scores]).all() or not str(info.category):
                 raise ValueError
             if not isinstance(info.geometry.resize, int) or info.geometry.resize < min(info.geometry.image_size):
                 raise ValueError
-            if info.bit_depth not in (None, *DEPTHS):
+            if info.bit_depth not in (None, *DEPTHS) or (info.inside is not None and not info.inside.any()):
                 raise ValueError
-        except (KeyError, TypeError, ValueError):
+        except (KeyError, TypeError, ValueError, zlib.error):
             raise ValueError("its description is incomplete or damaged") from None
         return info
+
+
+def pack_region(inside: np.ndarray | None) -> str | None:
+    """A region (H, W) bool as text of some hundred characters."""
+    return None if inside is None else base64.b64encode(zlib.compress(np.packbits(inside).tobytes())).decode()
 
 
 def model_info(
@@ -84,11 +106,16 @@ def model_info(
     settings: dict[str, Any],
     fingerprint: str,
     versions: dict[str, str],
+    inside: np.ndarray | None = None,
 ) -> ModelInfo:
-    """A description with the threshold that belongs to it. Raises :class:`InputError` if there are no scores."""
+    """A description with the threshold that belongs to it; ``inside`` (H, W) bool is the region that is looked at.
+
+    Raises :class:`InputError` if there are no scores.
+    """
     threshold = conformal_threshold(calibration_scores, false_alarm_rate)
     scores = [float(score) for score in calibration_scores]
-    return ModelInfo(category, scores, false_alarm_rate, threshold, settings, fingerprint, versions)
+    region = pack_region(inside)
+    return ModelInfo(category, scores, false_alarm_rate, threshold, settings, fingerprint, versions, region)
 
 
 class Judged(NamedTuple):

@@ -38,6 +38,7 @@ class TorchModel:
             checkpoint.settings,
             checkpoint.fingerprint,
             {"torch": torch.__version__},
+            self.detector.inside,
         )
 
     def predict(self, images: np.ndarray) -> Judged:

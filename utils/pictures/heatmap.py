@@ -10,12 +10,16 @@ from PIL import Image
 from utils.atomic import atomic_file
 
 COLOURS = np.array([[0, 0, 4], [87, 16, 110], [188, 55, 84], [249, 142, 9], [252, 255, 164]], np.float32)
+FOUND, REGION = (0, 255, 0), (255, 47, 185)  # outlines; the region's as in utils/pictures/panels.py
 ENLARGED = 2  # times, so that the outline, one pixel of the map wide, leaves the image visible
 
 
-def overlay(image: np.ndarray, anomaly_map: np.ndarray, threshold: float) -> Image.Image:
+def overlay(
+    image: np.ndarray, anomaly_map: np.ndarray, threshold: float, region: np.ndarray | None = None
+) -> Image.Image:
     """Draw a map (H, W) over an image (H, W, 3) uint8, enlarged; what lies above the threshold is outlined in green.
 
+    A ``region`` (H, W) bool, if only that is looked at, is outlined in pink, as in the figures.
     Colours run from black (no distance) over red (the threshold, at half) to yellow (twice the threshold and more); the
     closer to the threshold, the less of the image shows through.
     """
@@ -27,8 +31,9 @@ def overlay(image: np.ndarray, anomaly_map: np.ndarray, threshold: float) -> Ima
     colours = np.stack([np.interp(level, stops, COLOURS[:, channel]) for channel in range(3)], axis=2)
     strength = np.clip(2 * level, 0, 1)[..., None] ** 4 * 0.6
     blended = pixels * (1 - strength) + colours * strength
-    outline = _outline(anomaly_map > threshold).repeat(ENLARGED, axis=0).repeat(ENLARGED, axis=1)
-    blended[outline] = (0, 255, 0)
+    for shape, colour in ((region, REGION), (anomaly_map > threshold, FOUND)):
+        if shape is not None:
+            blended[_outline(shape).repeat(ENLARGED, axis=0).repeat(ENLARGED, axis=1)] = colour
     return Image.fromarray(blended.round().astype(np.uint8))
 
 

@@ -133,7 +133,7 @@ def _rates(settings: Settings) -> list[str]:
     columns = {
         "category": "Category", "ratio": "Memory", "asked_rate": "asked", "kept_rate": "kept", "threshold": "score",
         "false_alarm_rate": "false alarms", "detection_rate": "detected", "training_pictures": "there are",
-        "takes": "it takes",
+        "pictures_needed": "it takes",
     }  # fmt: skip
     groups = (("", 2), ("Rate", 2), ("Threshold", 1), ("On the test images", 2), ("Training pictures", 2))
     about = (

@@ -48,12 +48,17 @@ def odd_limit(scores: np.ndarray) -> float:
     return float(np.exp(middle + SPREAD * spread))
 
 
+def find_odd(trained: Trained) -> tuple[np.ndarray, float, np.ndarray]:
+    """The scores (n,) of the pictures that were looked at, their limit, and the numbers of those above, worst first."""
+    scores = trained.calibration.scores.numpy().astype(np.float64)
+    limit = odd_limit(scores)
+    return scores, limit, np.argsort(-scores)[: int((scores > limit).sum())]
+
+
 def name_odd_images(trained: Trained, settings: Settings, category: str) -> None:
     """Say which training pictures are odd, and write them as a table and as one picture, their worst place outlined."""
     checkpoint, calibration = trained.checkpoint, trained.calibration
-    scores = calibration.scores.numpy().astype(np.float64)
-    limit = odd_limit(scores)
-    odd = np.argsort(-scores)[: int((scores > limit).sum())]
+    scores, limit, odd = find_odd(trained)
     maps = make_maps(trained.net, settings.image_size)
     geometry = Geometry(settings.image_size, settings.resize, settings.center_crop)
     rows, pictures = [], []
@@ -115,7 +120,7 @@ def tell_threshold(trained: Trained, settings: Settings, category: str) -> None:
 
 
 def tell_twins(trained: Trained, settings: Settings, category: str) -> None:
-    """Say which pictures are in training twice, or in training and test: byte for byte."""
+    """Say how many pictures are in training more than once, or in training and test: byte for byte."""
     train = [sample.path for sample in trained.samples]
     folder = subfolder(settings.data_path / category, "test")
     test = [image for defect in sorted(folder.glob("*")) if defect.is_dir() for image in images(defect)]
@@ -123,16 +128,16 @@ def tell_twins(trained: Trained, settings: Settings, category: str) -> None:
     for twins in same_bytes([*train, *test]):
         learnt = [path for path in twins if path in train]
         tested = [path for path in twins if path in test]
-        twice += [learnt[:2]] if len(learnt) > 1 else []
-        both += [(learnt[0], tested[0])] if learnt and tested else []
+        twice += [(learnt[0], path) for path in learnt[1:]]
+        both += [(learnt[0], path) for path in tested if learnt]
     found = [
-        f"{len(pairs)} {where} ({' = '.join(printable('/'.join(path.parts[-2:])) for path in pairs[0])}"
+        f"{where}: {len(pairs)} ({' = '.join(printable('/'.join(path.parts[-2:])) for path in pairs[0])}"
         f"{', ...' if len(pairs) > 1 else ''})"
-        for pairs, where in ((twice, "more than once in training"), (both, "in training and in test"))
+        for pairs, where in ((twice, "training files that repeat another"), (both, "test files that are in training"))
         if pairs
     ]
     if found:
-        print(f"[{category}] the same picture under two names: {', '.join(found)}")
+        print(f"[{category}] the same picture under two names: {'; '.join(found)}")
 
 
 def _framed(image: Image.Image, region: Region, title: str) -> Framed:

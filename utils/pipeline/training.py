@@ -39,6 +39,9 @@ from utils.pipeline.patchcore import build_patchcore, patchcore_embedding, patch
 from utils.settings import Settings
 
 CORESET_BYTES = 272  # for each patch, while some are chosen, see ``greedy_coreset``
+RUNNING_BYTES = 240  # for each pixel of a batch, while the network runs
+PROGRAM_BYTES = 7e8  # libraries and network
+BESIDE_FEATURES = 1.5  # times as long as features take all until patches are chosen: metric and lenses too
 
 
 @dataclass(frozen=True)
@@ -194,16 +197,17 @@ def foretell(net: Net, samples: Sequence[Sample], settings: Settings, category: 
         return
     patches = [net.patches(settings.image_size, scale) for scale in range(len(net.raw_dims))]
     held = sum(count * numbers * stored_as(count * numbers).itemsize for count in (len(samples), others))
-    held += CORESET_BYTES * len(samples) * max(patches)
     first = samples[: at_once(settings)]
+    height, width = settings.image_size
+    held += CORESET_BYTES * len(samples) * max(patches) + RUNNING_BYTES * len(first) * height * width + PROGRAM_BYTES
     start = time.perf_counter()
     for batch in batches(first, settings):
         net.look(batch.images)
-    minutes = (time.perf_counter() - start) / len(first) * (len(samples) + others) / 60
+    minutes = BESIDE_FEATURES * (time.perf_counter() - start) / len(first) * (len(samples) + others) / 60
     print(
-        f"[{category}] {len(samples)} images of {settings.image_size.height} x {settings.image_size.width}, "
-        f"{' + '.join(map(str, patches))} patches each: about {held / 1e9 + 1:.0f} GB of memory, and {minutes:.0f} "
-        "minutes until patches are chosen",
+        f"[{category}] {len(samples)} images of {height} x {width}, {' + '.join(map(str, patches))} patches each: "
+        f"about {held / 1e9:.0f} GB of memory, and {minutes:.0f} minutes until patches are chosen, longer the larger "
+        "SAMPLING_RATIO is",
         flush=True,
     )
 
