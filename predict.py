@@ -19,19 +19,21 @@ import json
 import statistics
 import sys
 import time
-from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections import Counter, deque
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any, NamedTuple, TextIO
 
 import numpy as np
+from PIL import Image
 
 from models.conformal import conformal_threshold, describe_rate, p_values
 from models.errors import InputError
 from utils.console import Parser, check_writable, command, printable
-from utils.data.image import read_image
+from utils.data.image import picture_size, read_image
 from utils.line.edge_model import Model, OnnxModel
 from utils.line.gallery import Gallery, thumbnail
 from utils.line.inputs import find_images
@@ -64,6 +66,7 @@ class Verdict:
     regions: int | None = None
 
 
+AHEAD = 2  # images that are decoded before their turn
 HEADER = [field.name for field in fields(Verdict)]
 
 
@@ -100,7 +103,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     with ExitStack() as stack:
         mode = "a" if options.watch else "w"
         results = Results(options.csv, options.jsonl, mode, stack)
-        verdicts = watch(judge, options.watch.resolve(), judged) if options.watch else map(judge, paths)
+        verdicts = watch(judge, options.watch.resolve(), judged) if options.watch else judge.each(paths)
         try:
             for verdict, error in verdicts:
                 counts[verdict.verdict] += 1
@@ -136,6 +139,18 @@ def load_model(path: Path) -> Model:
     raise InputError(f"MODEL {path} is neither a .onnx file (export_onnx.py) nor a .pt file (train.py)")
 
 
+class Picture(NamedTuple):
+    """An image's file, read: its ``pixels`` (H, W, 3) as the model sees them, the ``size`` (width, height) that it
+    has in the file, the ``seconds`` that it took; or the ``error`` that it met."""
+
+    path: Path
+    image: Image.Image | None
+    pixels: np.ndarray | None
+    size: tuple[int, int] | None
+    error: str | None
+    seconds: float
+
+
 class Judge:
     """From an image's file to its verdict."""
 
@@ -151,20 +166,46 @@ class Judge:
 
     def __call__(self, path: Path) -> tuple[Verdict, str | None]:
         """The verdict on one image, and why there is none if it cannot be read."""
+        return self.judge(self.read(path))
+
+    def each(self, paths: Iterable[Path]) -> Iterator[tuple[Verdict, str | None]]:
+        """Verdicts on images in their order; of files that are known beforehand, the next is decoded meanwhile."""
+        if not isinstance(paths, list):
+            yield from map(self, paths)
+            return
+        with ThreadPoolExecutor(1) as reader:
+            waiting: deque[Future[Picture]] = deque()
+            for path in paths:
+                waiting.append(reader.submit(self.read, path))
+                if len(waiting) > AHEAD:
+                    yield self.judge(waiting.popleft().result())
+            while waiting:
+                yield self.judge(waiting.popleft().result())
+
+    def read(self, path: Path) -> Picture:
+        """An image's file, decoded for the model; may run beside :meth:`judge`."""
         start = time.perf_counter()
         info = self.model.info
-        geometry = info.geometry
         try:
-            image = read_image(path, info.bit_depth, self.tell_depth)
-            pixels = np.stack([geometry.apply(image)])
+            image = read_image(path, info.bit_depth, self.tell_depth, info.geometry)
+            read = Picture(path, image, info.geometry.apply(image), picture_size(path), None, 0.0)
         except (InputError, MemoryError) as error:
-            verdict, reason = Verdict(printable(str(path)), None, None, "ERROR", None, None), printable(str(error))
+            read = Picture(path, None, None, None, printable(str(error)), 0.0)
+        return read._replace(seconds=time.perf_counter() - start)
+
+    def judge(self, picture: Picture) -> tuple[Verdict, str | None]:
+        """The verdict on an image that has been read, and why there is none if it could not be."""
+        start = time.perf_counter()
+        path, image, pixels, size, error, seconds = picture
+        if error is not None:
+            verdict = Verdict(printable(str(path)), None, None, "ERROR", None, None)
             if self.gallery is not None:
-                self.gallery.add(asdict(verdict) | {"error": reason}, None, None)
-            return verdict, reason
-        scores, maps, conditions, unfamiliar = self.model.predict(pixels)
+                self.gallery.add(asdict(verdict) | {"error": error}, None, None)
+            return verdict, error
+        geometry = self.model.info.geometry
+        scores, maps, conditions, unfamiliar = self.model.predict(np.stack([pixels]))
         region = worst_region(maps[0], self.threshold)
-        milliseconds = (time.perf_counter() - start) * 1e3
+        milliseconds = (seconds + time.perf_counter() - start) * 1e3
         score = float(scores[0])
         verdict = Verdict(
             file=printable(str(path)),
@@ -173,15 +214,14 @@ class Judge:
             verdict="NG" if score > self.threshold else "OK",
             milliseconds=round(milliseconds, 2),
             condition=UNFAMILIAR if unfamiliar[0] else self.model.info.conditions[conditions[0]],
-            **_where(region and region.in_file(*geometry.in_file(image.size), image.size)),
+            **_where(region and region.in_file(*geometry.in_file(size), size)),
         )
         if self.heatmaps is not None or self.gallery is not None:
-            drawn = overlay(pixels[0], maps[0], self.threshold, self.inside)
+            drawn = overlay(pixels, maps[0], self.threshold, self.inside)
             if self.heatmaps is not None:
                 save_overlay(overlay_path(self.heatmaps, path), drawn)
             if self.gallery is not None:
-                both = thumbnail(image, drawn, geometry, maps[0].shape)
-                self.gallery.add(asdict(verdict), image.size, both)
+                self.gallery.add(asdict(verdict), size, thumbnail(image, drawn, geometry, maps[0].shape))
         return verdict, None
 
     def tell_depth(self, message: str) -> None:

@@ -169,7 +169,7 @@ def other_sizes(paths: Sequence[Path], sizes: Sequence[tuple[int, int]]) -> list
 
 def look(detector: Detector, paths: Sequence[Path], geometry: Geometry) -> Embedding:
     """What the network sees in picture files."""
-    pixels = np.stack([geometry.apply(read_image(path, detector.bit_depth)) for path in paths])
+    pixels = np.stack([geometry.apply(read_image(path, detector.bit_depth, geometry=geometry)) for path in paths])
     return detector.net.look(torch.from_numpy(pixels).permute(0, 3, 1, 2).float().div_(255))
 
 

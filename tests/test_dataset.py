@@ -9,7 +9,7 @@ from models.errors import InputError
 from tests.conftest import SIZE
 from tests.test_settings import DEFAULTS
 from utils.data.dataset import batches, files_digest, find_categories, test_samples, train_samples
-from utils.data.image import Geometry, read_image, read_mask
+from utils.data.image import Geometry, picture_size, read_image, read_mask
 from utils.settings import make_settings
 from utils.size import Size
 
@@ -48,6 +48,22 @@ def test_exif_rotation_is_applied(tmp_path):
     exif[0x0112] = 6  # stored on its side
     Image.new("RGB", (30, 20)).save(tmp_path / "turned.jpg", exif=exif)
     assert read_image(tmp_path / "turned.jpg").size == (20, 30)
+
+
+@pytest.mark.parametrize("crop", [True, False])
+@pytest.mark.parametrize("turned", [1, 6])
+def test_a_large_jpeg_is_decoded_smaller_and_looks_the_same(tmp_path, crop, turned):
+    coarse = np.random.default_rng(0).integers(0, 256, (12, 9, 3), dtype=np.uint8)
+    exif = Image.Exif()
+    exif[274] = turned
+    path = tmp_path / "large.jpg"
+    Image.fromarray(coarse).resize((900, 1200), Image.Resampling.BICUBIC).save(path, quality=93, exif=exif)
+    geometry = Geometry(Size(224, 224), 256, crop)
+    whole, smaller = read_image(path), read_image(path, geometry=geometry)
+    assert [2 * side for side in smaller.size] == list(whole.size) == list(picture_size(path))
+    difference = np.abs(geometry.apply(whole).astype(int) - geometry.apply(smaller))
+    assert difference.mean() < 0.5 and difference.max() < 8
+    assert read_image(path, geometry=Geometry(Size(448, 448), 512, crop)).size == whole.size  # it needs them all
 
 
 @pytest.mark.parametrize("content", [b"", b"not an image", "truncated"])

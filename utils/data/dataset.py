@@ -15,7 +15,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from models.errors import InputError
 from utils.console import progress, warn_once
-from utils.data.image import EXTENSIONS, Geometry, largest_value, read_image, read_mask
+from utils.data.image import EXTENSIONS, Geometry, largest_value, picture_size, read_image, read_mask
 from utils.data.mvtec import MVTEC_CATEGORIES
 from utils.data.names import GOOD, good_folders, images, labelled_images, subfolder
 from utils.settings import Settings
@@ -203,11 +203,10 @@ class _Decoded(Dataset):
     def __getitem__(self, index: int) -> tuple[np.ndarray, np.ndarray, list[str]] | InputError:
         sample, notes = self.samples[index], []
         try:
-            image = read_image(sample.path, self.bit_depth, notes.append)
-            pixels = self.geometry.apply(image)
+            pixels = self.geometry.apply(read_image(sample.path, self.bit_depth, notes.append, self.geometry))
             if sample.mask is None:
                 return pixels, np.zeros(pixels.shape[:2], np.uint8), notes
-            mask = read_mask(sample.mask, image.size)
+            mask = read_mask(sample.mask, picture_size(sample.path))
             return pixels, self.geometry.apply(mask, Image.Resampling.NEAREST), notes
         except InputError as error:
             # Raised in a worker it would come back with the worker's traceback in its message.

@@ -23,15 +23,25 @@ SWAPPED = {
     for mode in ("RGB", "RGBA")
     for order, other in (("B", "L"), ("L", "B"), ("N", "B" if sys.byteorder == "little" else "L"))
 }
+SPARE = 1.5  # pixels each way of which one is made: from fewer the result would be seen to differ
 MAX_PIXELS = 100_000_000  # a larger picture is refused before it is decoded
 
 
-def read_image(path: Path, depth: int | None = None, tell: Callable[[str], None] | None = None) -> Image.Image:
+def read_image(
+    path: Path,
+    depth: int | None = None,
+    tell: Callable[[str], None] | None = None,
+    geometry: "Geometry | None" = None,
+) -> Image.Image:
     """Decode an image file to 8-bit RGB, upright (its EXIF rotation applied).
 
     Grey, palette, RGBA (alpha dropped) and CMYK images are converted; of an animation the first frame is taken.
     A file of 16 bits a channel, grey or RGB, holds pixels of ``depth`` bits (8 to 16, None: 16): 2^depth - 1 becomes
     255. A file of 8 bits is read as it is; where it should be deeper, ``tell`` is called with a line that says so.
+
+    ``geometry`` is what the image is going to be brought to, if nothing else is wanted of it: a large JPEG is then
+    decoded at a half, a quarter or an eighth of its size, which leaves SPARE times the pixels needed each way or more.
+    Training and what is judged later must be read alike.
 
     Raises :class:`InputError` naming the file if it is absent, empty, truncated, too large or no image, or has larger
     values than ``depth`` allows.
@@ -48,6 +58,11 @@ def read_image(path: Path, depth: int | None = None, tell: Callable[[str], None]
             return Image.fromarray(shades.astype(np.uint8)[values]).convert("RGB")
         if depth is not None and depth > 8 and tell is not None:
             tell(f"image {path} has 8 bits a pixel, training had {depth}: it is judged as if its white were the same")
+        if geometry is not None and image.format == "JPEG":
+            upright = _upright_size(image)
+            width, height = geometry.scaled(upright)
+            needed = (round(SPARE * width), round(SPARE * height))
+            image.draft(None, needed if upright == image.size else needed[::-1])
         return _upright(image).convert("RGB")
 
 
@@ -81,8 +96,7 @@ def largest_value(path: Path) -> int:
 def picture_size(path: Path) -> tuple[int, int]:
     """(width, height) of an image file, upright; its pixels are not decoded. Raises InputError as ``read_image``."""
     with _opened(path) as image:
-        turned = image.getexif().get(ORIENTATION, 1) in (5, 6, 7, 8)
-        return image.size[::-1] if turned else image.size
+        return _upright_size(image)
 
 
 def size_range(paths: Iterable[Path]) -> list[tuple[int, int]]:
@@ -119,6 +133,11 @@ def _upright(image: Image.Image) -> Image.Image:
     if image.mode == "F":
         raise ValueError("floating-point pixels")
     return ImageOps.exif_transpose(image)
+
+
+def _upright_size(image: Image.Image) -> tuple[int, int]:
+    turned = image.getexif().get(ORIENTATION, 1) in (5, 6, 7, 8)
+    return image.size[::-1] if turned else image.size
 
 
 def _raw_mode(image: Image.Image) -> str:
@@ -185,9 +204,13 @@ class Geometry:
 
         Returns (x, y) of their upper left corner and (width, height) of each, in the image's pixels.
         """
-        scaled, corner = (self.image_size[::-1], (0, 0)) if not self.center_crop else self._placed(size)
+        scaled, corner = self.scaled(size), (0, 0) if not self.center_crop else self._placed(size)[1]
         scale_x, scale_y = (side / other for side, other in zip(size, scaled, strict=True))
         return (corner[0] * scale_x, corner[1] * scale_y), (scale_x, scale_y)
+
+    def scaled(self, size: tuple[int, int]) -> tuple[int, int]:
+        """(width, height) to which a whole image of ``size`` is scaled, before anything is cut out of it."""
+        return self._placed(size)[0] if self.center_crop else self.image_size[::-1]
 
     def _placed(self, size: tuple[int, int]) -> tuple[tuple[int, int], tuple[int, int]]:
         """(width, height) to which an image of ``size`` is scaled, and the (left, top) corner of the cut in it."""

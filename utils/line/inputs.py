@@ -12,7 +12,10 @@ from utils.data.image import EXTENSIONS
 
 
 def find_images(inputs: Sequence[str]) -> Iterable[Path]:
-    """The files that the inputs name. Raises :class:`InputError` for a folder or glob that holds none."""
+    """The files that the inputs name: a list, unless some are still to come on stdin.
+
+    Raises :class:`InputError` for a folder or glob that holds none.
+    """
     found: list[Iterable[Path]] = []
     for text in inputs:
         if text == "-":
@@ -28,7 +31,8 @@ def find_images(inputs: Sequence[str]) -> Iterable[Path]:
         if not images:
             raise InputError(f"{printable(text)} holds no image ({', '.join(EXTENSIONS)})")
         found.append(images)
-    return itertools.chain.from_iterable(found)
+    paths = itertools.chain.from_iterable(found)
+    return paths if "-" in inputs else list(paths)
 
 
 def is_image(path: Path) -> bool:
