@@ -29,7 +29,7 @@ from benchmarks.inference import load
 from models.backbone import Backbone
 from utils.console import command, for_each
 from utils.data.dataset import batches, evenly, find_categories, test_samples, train_samples
-from utils.metrics import auroc
+from utils.metrics import evaluate
 from utils.pictures.tables import category_means
 from utils.pipeline.experiments import Variant, few_images, train_variant
 from utils.pipeline.inference import with_progress
@@ -38,7 +38,7 @@ from utils.settings import Settings, SettingsParser, positive
 
 RATIOS = (0.01, 0.1)
 PATCHCORE_RATIO = 0.1
-FIGURES = ("image_auroc", "pixel_auroc", "model_mb", "train_s", "fps")
+FIGURES = ("image_auroc", "pixel_auroc", "aupro", "model_mb", "train_s", "fps")
 Judge = Callable[[Tensor], tuple[Tensor, Tensor]]  # images (B, 3, H, W) -> scores (B,) and maps (B, H, W)
 
 
@@ -85,12 +85,14 @@ def measure(settings: Settings, category: str, images: int) -> list[Row]:
     judges: dict[str, Judge] = {}
     with few_images(settings, category, images) as own:
         samples = test_samples(own, category)
+        masked = all(sample.mask is not None for sample in samples if sample.label)
         for name, judge, megabytes, seconds in (*our_judges(own, category), *their_judges(own, category, backbone)):
             found = [(*judge(batch.images.to(own.device)), batch.masks) for batch in with_progress(samples, own, name)]
             scores, maps, masks = (torch.cat(parts).cpu().numpy() for parts in zip(*found, strict=True))
             row: Row = {"category": category, "backbone": f"{settings.backbone}, {weights} weights", "detector": name}
-            row["image_auroc"] = auroc(np.array([sample.label for sample in samples]), scores)
-            row["pixel_auroc"] = auroc(masks.ravel().astype(np.uint8), maps.ravel())
+            labels = np.array([sample.label for sample in samples])
+            metrics = evaluate(labels, scores, masks if masked else None, maps)
+            row |= {name: getattr(metrics, name) for name in ("image_auroc", "pixel_auroc", "aupro")}
             rows.append(row | {"model_mb": megabytes, "train_s": seconds})
             judges[name] = judge
         some = [image[None].to(own.device) for batch in batches(evenly(samples, 8), own) for image in batch.images]
