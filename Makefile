@@ -1,6 +1,7 @@
 # make demo: from a fresh clone to results on a rendered sample.
 # make test: every test.  make quick: a part of them, in under a minute.  make lint: ruff.
 # make bench: speed and memory beside the peers, see benchmarks/.
+# make real DATA_PATH=...: accuracy beside PatchCore and the paper's form, on your categories.
 # make gpu: the tests that need an NVIDIA GPU, then its speed; installs nothing where there is no .venv.
 # make paper: every bank, table and figure of the paper and a report of them, on the sample, or on your data:
 #     make paper DATA_PATH=/data/mvtec_ad FLAGS='--backbone resnet50 --device cuda'
@@ -22,7 +23,7 @@ SETTINGS = --data-path '$(or $(DATA_PATH),$(SAMPLE))' --category all --sampling-
 PICTURES = $(SETTINGS) --sampling-ratio 0.1
 DEMO = $(SETTINGS) --sampling-ratio 0.1,0.01
 
-.PHONY: demo paper bench gpu test quick lint clean
+.PHONY: demo paper bench gpu real test quick lint clean
 .DELETE_ON_ERROR:
 
 demo: $(VENV)/installed $(SAMPLE)
@@ -83,6 +84,10 @@ bench: .venv-bench/installed
 	$(if $(PHOTOS),run peers $(PHOTOS) --backbone efficientnet_lite0;) \
 	export $(APART); run peers --data-path sample_data --category screw,tile --backbone efficientnet_lite0; \
 	[ -z "$$failed" ] || { echo "not everything went well:$$failed" >&2; exit 1; }
+
+real: $(VENV)/installed
+	@[ -n '$(DATA_PATH)' ] || { echo 'make real needs DATA_PATH=... (categories in the MVTec AD layout)' >&2; exit 2; }
+	$(RUN) -m benchmarks.real --data-path '$(DATA_PATH)' --category all --center-crop false --sampling-ratio 0.01 $(FLAGS)
 
 # Under 8 minutes on an H100. Set DATA_PATH for what less precision costs in AUROC.
 ON_GPU = $(or $(wildcard $(RUN)),$(PYTHON))
