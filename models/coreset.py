@@ -25,7 +25,6 @@ far points the first is chosen. The result is that of the plain loop in float64,
 import contextlib
 import warnings
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import torch
@@ -33,6 +32,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from models.errors import InputError
+from models.parallel import threads_of
 
 DIRECTIONS = 62  # with two more numbers a sketch is 256 bytes; fewer rule out less, more cost more to multiply
 SAMPLE = 2048  # rows, at most, that the principal directions are taken from
@@ -100,7 +100,7 @@ def greedy_coreset(features: Tensor | np.ndarray, size: int, seed: int = 0, *, p
         torch.inference_mode(False),  # the mode is a thread's own: threads could not write to what this one makes in it
         torch.no_grad(),
         _float32_products(),
-        _threads(features.device) as (threads, parallel),
+        threads_of(features.device) as (threads, parallel),
         tqdm(total=size, desc="coreset", unit="centre", leave=False, disable=None if progress else True) as bar,
     ):
         centres = _Centres(features, size, parallel)
@@ -359,25 +359,6 @@ def _argmin(rows: Tensor) -> Tensor:
 def _parts(length: int, step: int) -> Iterator[slice]:
     for start in range(0, length, step):
         yield slice(start, min(start + step, length))
-
-
-@contextlib.contextmanager
-def _threads(device: torch.device) -> Iterator[tuple[int, Callable[..., Iterable]]]:
-    """The number of torch's threads, and a ``map`` that spreads its calls over them.
-
-    Each call runs in one thread. The other way round, each operation in all threads, they would wait for each other
-    thousands of times, and for long if the machine has something else to do. A GPU takes one call after the other.
-    """
-    threads = torch.get_num_threads()
-    if device.type != "cpu" or threads == 1:
-        yield 1, map
-        return
-    torch.set_num_threads(1)
-    try:
-        with ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,)) as pool:
-            yield threads, pool.map
-    finally:
-        torch.set_num_threads(threads)
 
 
 @contextlib.contextmanager

@@ -18,6 +18,7 @@ from models.calibration import calibration_images, held_out_distances, through_h
 from models.coreset import greedy_coreset, random_subset
 from models.detector import Net, combine, make_maps
 from models.errors import InputError
+from models.parallel import one_thread
 from models.wedge_net import RECIPE, Recipe, WedgeNet
 from models.whitening import fit_lens, fit_whitening
 from utils.data.dataset import Sample, at_once, batches, files_digest, leave_out, train_samples, with_bit_depth
@@ -289,7 +290,8 @@ def calibrate(
         for scale, (own, features) in enumerate(zip(held_out, scales, strict=True)):
             # A single image has no others to be compared with; its patches' own spread is the best guess.
             known = own if len(own) else features.float().square().sum(dim=2).sqrt()
-            units[:, scale] = 1 / known.square().mean().sqrt().clamp_min(1e-6)
+            with one_thread():
+                units[:, scale] = 1 / known.square().mean().sqrt().clamp_min(1e-6)
     calibration = scores(held_out)
     numbers = lens_images(count, len(altered[0][0])) if altered else []
     clean = scores(distances([scale[numbers] for scale in scales], numbers)[1]) if altered else None
