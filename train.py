@@ -16,6 +16,7 @@ import config
 from models.errors import InputError
 from utils.console import check_writable, command, for_each
 from utils.data.dataset import find_categories
+from utils.pipeline.cluster import workers
 from utils.pipeline.odd_images import name_odd_images, tell_threshold, tell_twins
 from utils.pipeline.training import train_category, wedge_net_method
 from utils.settings import SettingsParser
@@ -47,7 +48,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             tell_threshold(each, settings, category)
             name_odd_images(each, settings, category)
 
-    return for_each(categories, train)
+    with workers(settings, net) as run:
+        return for_each(categories, train, run=run)
 
 
 if __name__ == "__main__":
