@@ -36,6 +36,7 @@ ROOT = Path(__file__).parents[2]
 PACKAGES = ("torch", "torchvision", "onnxruntime", "numpy", "scipy", "pillow")  # that results depend on
 FOLDERS = ("SAVE_DIR", "PatchCore_DIR", "SemanticON_DIR", "SemanticOFF_DIR")
 CONNECT = "20s"
+AHEAD = 8  # tasks for each worker that may be sent before the first of them is done: results wait on the workers
 _BUSY = threading.Lock()
 
 
@@ -122,6 +123,16 @@ def workers(settings: Settings, *nets: Net) -> Iterator[Run]:
 
 
 @contextlib.contextmanager
+def trainers(settings: Settings, *nets: Net) -> Iterator[tuple[Run, Run]]:
+    """Of a script that trains: what runs its categories, and what runs the shards of each.
+
+    With SHARD_IMAGES categories are so large that the workers take one after the other, shard by shard.
+    """
+    with workers(settings, *nets) as run:
+        yield (in_turn, run) if settings.shard_images else (run, in_turn)
+
+
+@contextlib.contextmanager
 def _connect(settings: Settings) -> Iterator[Any]:
     """A client of SCHEDULER; 'local:4' starts so many processes, which end with it."""
     from distributed import Client, Nanny, Scheduler, SpecCluster
@@ -196,22 +207,27 @@ class Cluster:
 
         # A task like the others, so that it is done again elsewhere if its worker dies; scattered it would be lost.
         packed = self.client.submit(bytes, _pack(work), pure=False)
-        futures = [
-            self.client.submit(self.there, "task", packed, item, self.expected, key=f"{item}-{os.urandom(8).hex()}")
-            for item in items
-        ]
+        finished = as_completed(loop=self.client.loop)
+        futures: list[Any] = []
+
+        def submit(most: int) -> None:
+            for item in items[len(futures) : most]:
+                futures.append(self.client.submit(self.there, "task", packed, item, self.expected, pure=False))
+                finished.add(futures[-1])
+
         try:
-            bar = progress(as_completed(futures, loop=self.client.loop), "tasks", len(futures))
-            for item, future in zip(items, futures, strict=True):
-                while not future.done():
+            bar = progress(finished, "tasks", len(items))
+            for place in range(len(items)):
+                submit(place + AHEAD * max(1, len(self.client.nthreads())))
+                while not futures[place].done():
                     next(bar)
                 with tqdm.external_write_mode():
-                    yield self._outcome(item, future)
-            next(bar, None)
+                    yield self._outcome(futures[place])
+                futures[place] = None  # its result is no longer needed
         finally:  # after an interrupt: what has not begun
-            self.client.cancel([packed, *futures])
+            self.client.cancel([packed, *filter(None, futures)])
 
-    def _outcome(self, item: Any, future: Any) -> Any:
+    def _outcome(self, future: Any) -> Any:
         from distributed import KilledWorker
 
         if future.status not in ("finished", "error"):
@@ -219,7 +235,7 @@ class Cluster:
         try:
             found = future.result()
         except KilledWorker:
-            return InputError(f"each worker that took {item} died: has it enough memory?")
+            return InputError("each worker that took it died: has it enough memory?")
         for stream, text in found.said:
             getattr(sys, stream).write(text)
         return found.result if found.error is None else InputError(found.error)
