@@ -147,7 +147,7 @@ def _connect(settings: Settings) -> Iterator[Any]:
                 place: {"cls": Nanny, "options": options | {"env": _environment(settings, place, count)}}
                 for place in range(count)
             }
-            scheduler = {"cls": Scheduler, "options": {"host": "127.0.0.1", "port": 0, "dashboard": False}}
+            scheduler = {"cls": Scheduler, "options": {"host": "127.0.0.1", "port": 0, "dashboard_address": ":0"}}
             where = {"address": stack.enter_context(SpecCluster(nannies, scheduler, silence_logs=logging.CRITICAL))}
         elif "://" not in address:
             if not Path(address).is_file():
