@@ -170,12 +170,14 @@ class Part(NamedTuple):
 
 def coreset_of_shard(features: Tensor, first: int, size: int, seed: int = 0) -> Part:
     """``greedy_coreset`` of a shard (n, D) that begins with row ``first`` of the whole; all of it if ``size`` >= n."""
-    if size >= len(features):
-        return Part(torch.arange(first, first + len(features)), features)
+    rows = Part(torch.arange(first, first + len(features)), features)
+    return rows if size >= len(features) else _choice_among(rows, size, seed)
+
+
+def _choice_among(rows: Part, size: int, seed: int) -> Part:
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", ".* only .* are distinct")  # the whole may have more
-        chosen = greedy_coreset(features, size, seed)
-    return Part(first + chosen, features[chosen])
+        return rows.take(greedy_coreset(rows.vectors, min(size, len(rows.numbers)), seed))
 
 
 class Merged:
@@ -216,15 +218,16 @@ class Merged:
         left: list[Part] = []
         for own in self.waiting:
             left = [self._merge([*own, *left])] if own or left else []
-        return left[0]
+        (part,) = left
+        if len(part.numbers) < self.size:
+            warnings.warn(f"{self.size} rows asked for, but only {len(part.numbers)} are distinct", stacklevel=2)
+        return part
 
     def _merge(self, parts: Sequence[Part]) -> Part:
         if len(parts) == 1:
             return parts[0]
         union = Part(*(torch.cat(each) for each in zip(*parts, strict=True)))
-        if self.size >= len(union.numbers):
-            return union
-        return union.take(greedy_coreset(union.vectors, self.size, self.seed))
+        return _choice_among(union, self.size, self.seed)
 
 
 def _largest(values: np.ndarray, width: int) -> tuple[np.ndarray, float]:
