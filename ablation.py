@@ -26,6 +26,7 @@ from utils.data.dataset import find_categories
 from utils.pictures.figures import draw_ablation
 from utils.pictures.tables import category_means, format_table, mean, write_csv
 from utils.pipeline.checkpoint import build_net
+from utils.pipeline.cluster import workers
 from utils.pipeline.experiments import CLEAN, CORRUPTIONS, Variant, few_images, measure_detector, train_variant
 from utils.settings import Settings, SettingsParser, positive, ratio_name
 
@@ -68,15 +69,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     settings, options = parser.read(argv)
     categories = find_categories(settings)
     check_writable(settings.save_dir, "SAVE_DIR")
-    build_net(settings)  # a wrong setting is one message, not one for each category
+    net = build_net(settings)  # a wrong setting is one message, not one for each category
     rows: list[Row] = []
 
-    def work(category: str) -> None:
-        for ratio in settings.sampling_ratio:
-            own = dataclasses.replace(settings, sampling_ratio=(ratio,))
-            rows.extend(measure(own, category, options.seeds, options.corruptions))
+    def work(category: str) -> list[Row]:
+        each = [dataclasses.replace(settings, sampling_ratio=(ratio,)) for ratio in settings.sampling_ratio]
+        return [row for own in each for row in measure(own, category, options.seeds, options.corruptions)]
 
-    code = for_each(categories, work)
+    with workers(settings, net) as run:
+        code = for_each(categories, work, rows.extend, run)
     for ratio in settings.sampling_ratio:
         if own := [row for row in rows if row["ratio"] == ratio]:
             report(settings, ratio, own)

@@ -17,6 +17,9 @@ BIT_DEPTH = None  # of files with 16 bits a channel: 8, 10, 12, 14 or 16 are use
 # Running
 BATCH_SIZE = 32  # images
 NUM_WORKERS = "auto"  # processes that decode images: "auto" or a number, 0 = none
+# None, "local:4" (processes here), "tcp://host:8786" or a scheduler's .json file: Dask workers that do the categories.
+SCHEDULER = None
+SHARD_IMAGES = None  # training images held in memory at a time; None = all of a category
 SEED = 42  # of everything random: coreset start, random sampling, frequency gate
 DEVICE = "auto"  # "auto" (CUDA, then MPS, then CPU), "cpu", "cuda", "cuda:1", "mps"
 ENGINE = "auto"  # what scores images: "auto" (onnxruntime on a CPU, torch elsewhere), "torch", "onnxruntime"

@@ -28,6 +28,7 @@ from utils.metrics import auroc
 from utils.pictures.figures import draw_gap
 from utils.pictures.tables import format_table, mean, write_csv
 from utils.pipeline.checkpoint import bank_path, build_net, load_detector
+from utils.pipeline.cluster import workers
 from utils.pipeline.inference import score_samples
 from utils.settings import Settings, SettingsParser
 
@@ -50,7 +51,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     }
     nets = {name: build_net(variant) for name, variant in variants.items()}
     rows: list[Row] = []
-    code = for_each(categories, lambda category: rows.extend(compare(category, variants, nets)))
+    with workers(settings, *nets.values()) as run:
+        code = for_each(categories, lambda category: compare(category, variants, nets), rows.extend, run)
     if rows:
         rows.sort(key=lambda row: -row["ratio"])
         if len(categories) > 1:

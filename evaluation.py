@@ -28,6 +28,7 @@ from utils.pictures.figures import draw_conditions, draw_evaluation, draw_rates
 from utils.pictures.sections import rates_path
 from utils.pictures.tables import category_means, format_table, mean, write_csv
 from utils.pipeline.checkpoint import build_net, load_detector
+from utils.pipeline.cluster import workers
 from utils.pipeline.inference import Scored, score_samples
 from utils.settings import Settings, SettingsParser, ratio_name
 
@@ -44,12 +45,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     rows: list[dict[str, Any]] = []
     bought: list[dict[str, Any]] = []
 
-    def work(category: str) -> None:
-        own, rates = evaluate_category(settings, category, net)
-        rows.extend(own)
-        bought.extend(rates)
+    def gather(found: tuple[list[dict[str, Any]], list[dict[str, Any]]]) -> None:
+        rows.extend(found[0])
+        bought.extend(found[1])
 
-    code = for_each(categories, work)
+    with workers(settings, net) as run:
+        code = for_each(categories, lambda category: evaluate_category(settings, category, net), gather, run)
     if rows:
         rows.sort(key=lambda row: -row["ratio"])  # ratio by ratio, each in the order of the categories
         means = mean_rows(rows) if len(categories) > 1 else []

@@ -23,6 +23,7 @@ from utils.data.dataset import Sample, batches, evenly, find_categories, test_sa
 from utils.metrics import training_threshold
 from utils.pictures.panels import Streams, colour_scale, draw_result
 from utils.pipeline.checkpoint import build_net, load_detector
+from utils.pipeline.cluster import workers
 from utils.pipeline.inference import at_depth_of, score_samples
 from utils.settings import Settings, SettingsParser, positive, ratio_name
 
@@ -38,7 +39,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     categories = find_categories(settings)
     check_writable(settings.save_dir, "SAVE_DIR")
     net = build_net(settings)
-    return for_each(categories, lambda category: draw_category(settings, category, net, options.limit))
+    with workers(settings, net) as run:
+        return for_each(categories, lambda category: draw_category(settings, category, net, options.limit), run=run)
 
 
 def draw_category(settings: Settings, category: str, net: WedgeNet, limit: int | None = None) -> None:

@@ -14,8 +14,9 @@ from collections.abc import Sequence
 
 import config
 from models.errors import InputError
-from utils.console import check_writable, command, for_each
+from utils.console import Run, check_writable, command, for_each
 from utils.data.dataset import find_categories
+from utils.pipeline.cluster import trainers
 from utils.pipeline.odd_images import name_odd_images, tell_threshold, tell_twins
 from utils.pipeline.training import train_category, wedge_net_method
 from utils.settings import SettingsParser
@@ -39,15 +40,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     how = f"{net.backbone.name}, form {settings.form}, {dims} channels{conditions}"
     print(f"{settings.backbone} on {settings.device} by {how}")
 
-    def train(category: str) -> None:
-        trained = train_category(settings, category, method, options.overwrite, options.without)
+    def train(category: str, run_shards: Run) -> None:
+        trained = train_category(settings, category, method, options.overwrite, options.without, run_shards)
         for number, each in enumerate(trained):
             if number == 0:
                 tell_twins(each, settings, category)
             tell_threshold(each, settings, category)
             name_odd_images(each, settings, category)
 
-    return for_each(categories, train)
+    with trainers(settings, net) as (run, run_shards):
+        return for_each(categories, lambda category: train(category, run_shards), run=run)
 
 
 if __name__ == "__main__":

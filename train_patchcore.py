@@ -11,8 +11,9 @@ import sys
 from collections.abc import Sequence
 
 import config
-from utils.console import check_writable, command, for_each
+from utils.console import Run, check_writable, command, for_each
 from utils.data.dataset import find_categories
+from utils.pipeline.cluster import trainers
 from utils.pipeline.training import patchcore_method, train_category
 from utils.settings import SettingsParser
 
@@ -30,7 +31,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     print(
         f"{settings.patchcore_backbone} on {settings.device} by {net.backbone.name}, {net.dims[0]} dimensions a patch"
     )
-    return for_each(categories, lambda category: train_category(settings, category, method, options.overwrite))
+
+    def train(category: str, run_shards: Run) -> None:
+        train_category(settings, category, method, options.overwrite, run=run_shards)
+
+    with trainers(settings, net) as (run, run_shards):
+        return for_each(categories, lambda category: train(category, run_shards), run=run)
 
 
 if __name__ == "__main__":

@@ -30,6 +30,8 @@ from utils.console import command, for_each
 from utils.data.dataset import batches, evenly, find_categories, test_samples
 from utils.pictures.figures import draw_real
 from utils.pictures.tables import format_table, mean, read_results, write_csv
+from utils.pipeline.checkpoint import build_net
+from utils.pipeline.cluster import workers
 from utils.pipeline.experiments import CORRUPTIONS, Variant, few_images, measure_detector, train_variant
 from utils.pipeline.timing import describe_machine, describe_versions
 from utils.settings import Settings, SettingsParser, positive
@@ -58,13 +60,21 @@ def main(argv: Sequence[str] | None = None) -> int:
     print(describe_machine())
     print(describe_versions("torch", "onnxruntime"))
     rows: list[Row] = read_results(options.out)
+    tasks = {
+        f"{category}, {images or 'all'} images, seed {seed}": (category, images, seed)
+        for category in find_categories(settings)
+        for images in options.images
+        for seed in range(settings.seed, settings.seed + options.seeds)
+    }
 
-    def work(category: str) -> None:
-        for images in options.images:
-            for seed in range(settings.seed, settings.seed + options.seeds):
-                measure(settings, category, images, seed, methods, options, rows)
+    def gather(found: list[Row]) -> None:
+        if found:
+            new = [[str(row[key]) for key in KEYS] for row in found]
+            rows[:] = [row for row in rows if [str(row[key]) for key in KEYS] not in new] + found
+            write_csv(options.out, rows)
 
-    code = for_each(find_categories(settings), work)
+    with workers(settings, build_net(settings)) as run:
+        code = for_each(list(tasks), lambda name: measure(settings, *tasks[name], methods, options, rows), gather, run)
     if rows:
         report(options.out, rows)
     return code
@@ -77,9 +87,9 @@ def measure(
     seed: int,
     methods: Sequence[Variant],
     options: argparse.Namespace,
-    rows: list[Row],
-) -> None:
-    """Add the rows of every method that are not there yet, and save them all."""
+    rows: Sequence[Row],
+) -> list[Row]:
+    """The rows of every method that are not all there yet."""
     keys = {
         "category": category,
         "method": "",
@@ -97,10 +107,10 @@ def measure(
         own = keys | {"method": method.name}
         there = [row for row in rows if all(str(row[key]) == str(own[key]) for key in KEYS)]
         if len(there) < levels:
-            rows[:] = [row for row in rows if row not in there]
             missing.append(method)
     if not missing:
-        return
+        return []
+    found = []
     with few_images(settings, category, images) as own:
         own = dataclasses.replace(own, seed=seed, sampling_ratio=settings.sampling_ratio[:1])
         trained = {method.name: train_variant(method, own, category) for method in missing}
@@ -116,10 +126,10 @@ def measure(
                 "fps": len(some) / median_and_spread(seconds[name])[0],
                 "train_s": training,
             }
-            rows += [
+            found += [
                 keys | {"method": name} | row | cost for row in measure_detector(detector, own, category, corruptions)
             ]
-    write_csv(options.out, rows)
+    return found
 
 
 def report(path: Path, rows: Sequence[Row]) -> None:

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from models.errors import InputError
+from models.parallel import one_thread
 
 KINDS = ("noise", "blur", "colour")
 LEVELS = 3  # of the wavelet transform
@@ -242,6 +243,7 @@ class ConditionStream(nn.Module):
         self.least_light.copy_(light.amin(dim=0))
         self.most_light.copy_(light.amax(dim=0))
 
+    @one_thread()
     def fit_conditions(self, statistics: Tensor) -> None:
         """Learn the conditions from the statistics (K, N, STATISTICS) of N training images in each of them.
 

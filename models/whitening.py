@@ -10,6 +10,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from models.parallel import one_thread, threads_of
+
 SHRINKAGE = 0.1  # of whitening: near 0 all directions count alike, large values leave them as they are
 KEPT = 0.99  # share of the squared distances between good patches that the dimensions kept hold
 _ALIKE = 1e-8  # variance below which patches do not differ: what is left is rounding, and its inverse no float16
@@ -50,6 +52,14 @@ class Affine(NamedTuple):
         return mapped.view(images, patches, kept)
 
 
+class Moments(NamedTuple):
+    """Of ``count`` patches the ``mean`` (D,) and the ``covariance`` (D, D), float64."""
+
+    count: int
+    mean: Tensor
+    covariance: Tensor
+
+
 class ConditionMaps(nn.Module):
     """One affine map for each condition, applied to each image's features by the condition that it is in.
 
@@ -70,7 +80,8 @@ class ConditionMaps(nn.Module):
 
 
 @torch.inference_mode()
-def fit_whitening(patches: Tensor, shrinkage: float = SHRINKAGE, kept: float = KEPT) -> Affine:
+@one_thread()
+def fit_whitening(patches: Tensor | Moments, shrinkage: float = SHRINKAGE, kept: float = KEPT) -> Affine:
     """The map after which Euclidean distance is a shrunk Mahalanobis distance.
 
     Each eigenvector of the patches' covariance is scaled by 1 / sqrt(w + e * mean(w)), w its eigenvalue and e the
@@ -78,12 +89,12 @@ def fit_whitening(patches: Tensor, shrinkage: float = SHRINKAGE, kept: float = K
     do not vary at all leave nothing to measure by, and are compared as they are.
 
     Args:
-        patches: (N, D) float32 or float16.
+        patches: (N, D) float32 or float16, or their moments.
         shrinkage: e > 0.
         kept: share of the squared distances between the patches that the dimensions kept must hold; the map leads to
             as few of them, of largest variance, as do.
     """
-    mean, covariance = _moments(patches)
+    _, mean, covariance = patches if isinstance(patches, Moments) else moments_of(patches)
     values, vectors = torch.linalg.eigh(covariance)
     values, vectors = values.flip(0).clamp_min(0), vectors.flip(1)  # descending
     level = values.mean()
@@ -97,6 +108,7 @@ def fit_whitening(patches: Tensor, shrinkage: float = SHRINKAGE, kept: float = K
 
 
 @torch.inference_mode()
+@one_thread()
 def fit_lens(corrupted: Tensor, clean: Tensor) -> Affine:
     """The map that brings the patches of corrupted images to where those of the same images, clean, lie.
 
@@ -109,38 +121,60 @@ def fit_lens(corrupted: Tensor, clean: Tensor) -> Affine:
         corrupted, clean: (n, D) float32 or float16, row by row the same places of the same images.
     """
     dim = corrupted.shape[1]
-    mean, covariance = _moments(corrupted, clean)
+    _, mean, covariance = moments_of(corrupted, clean)
     (seen, shared), (_, spread) = (rows.split(dim, dim=1) for rows in covariance.split(dim))
     eye = torch.eye(dim, dtype=covariance.dtype)
     guess = torch.linalg.solve(seen + _RIDGE * seen.diagonal().mean().clamp_min(1e-12) * eye, shared)
     # What the guesses do not vary in cannot be stretched: without a floor a constant picture would divide by nothing.
     floor = _RIDGE * spread.diagonal().mean().clamp_min(1e-12) * eye
     guessed = guess.T @ seen @ guess + floor
-    half, inverse = _root(guessed), _root(guessed, -0.5)
-    matrix = guess @ (inverse @ _root(half @ (spread + floor) @ half) @ inverse)
+    half, inverse = _powers(guessed, 0.5, -0.5)
+    (middle,) = _powers(half @ (spread + floor) @ half, 0.5)
+    matrix = guess @ (inverse @ middle @ inverse)
     return Affine(matrix.float(), (mean[dim:] - mean[:dim] @ matrix).float())
 
 
-def _root(matrix: Tensor, power: float = 0.5) -> Tensor:
-    """A power of a symmetric positive (D, D) matrix."""
-    values, vectors = torch.linalg.eigh(matrix)
-    return (vectors * values.clamp_min(1e-18) ** power) @ vectors.T
+@torch.inference_mode()
+def moments_of(*parts: Tensor) -> Moments:
+    """Moments of patches: the rows of (N, D1), (N, D2), ... side by side, D in all.
 
-
-def _moments(*parts: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean (D,) and covariance (D, D) of patches: the rows of (N, D1), (N, D2), ... side by side, D in all.
-
-    Products are in float32, block by block, their sums in float64.
+    Products are in float32, block by block, their sums in float64, in the order of the blocks.
     """
     count, width = len(parts[0]), sum(part.shape[1] for part in parts)
     total = torch.zeros(width, dtype=torch.float64)
     products = torch.zeros(width, width, dtype=torch.float64)
-    # Around a point in their midst, the sums lose no digits to cancellation.
-    origin = torch.cat([part[:: -(-count // 4096)].float().mean(dim=0) for part in parts])
     step = max(1, _BLOCK // width)
-    for start in range(0, count, step):
-        centred = torch.cat([part[start : start + step].float() for part in parts], dim=1) - origin
-        total += centred.sum(dim=0, dtype=torch.float64)
-        products += centred.T @ centred
+    starts = range(0, count, step)
+    with threads_of(torch.device("cpu")) as (threads, parallel):
+        # Around a point in their midst, the sums lose no digits to cancellation.
+        origin = torch.cat([part[:: -(-count // 4096)].float().mean(dim=0) for part in parts])
+
+        def block(start: int) -> tuple[Tensor, Tensor]:
+            centred = torch.cat([part[start : start + step].float() for part in parts], dim=1) - origin
+            return centred.sum(dim=0, dtype=torch.float64), centred.T @ centred
+
+        for first in range(0, len(starts), 2 * threads):  # no more products wait to be added than that
+            for own_total, own_products in parallel(block, starts[first : first + 2 * threads]):
+                total += own_total
+                products += own_products
     offset = total / count
-    return origin + offset, products / count - torch.outer(offset, offset)
+    return Moments(count, origin + offset, products / count - torch.outer(offset, offset))
+
+
+def pooled(parts: Sequence[Moments]) -> Moments:
+    """The moments of all patches together from those of parts of them (Chan, Golub and LeVeque, 1979); of a single part
+    its own."""
+    if len(parts) == 1:
+        return parts[0]
+    count = sum(part.count for part in parts)
+    mean = sum(part.count / count * part.mean for part in parts)
+    apart = [part.mean - mean for part in parts]
+    spread = [part.covariance + torch.outer(own, own) for part, own in zip(parts, apart, strict=True)]
+    covariance = sum(part.count / count * own for part, own in zip(parts, spread, strict=True))
+    return Moments(count, mean, covariance)
+
+
+def _powers(matrix: Tensor, *powers: float) -> list[Tensor]:
+    """Powers of a symmetric positive (D, D) matrix."""
+    values, vectors = torch.linalg.eigh(matrix)
+    return [(vectors * values.clamp_min(1e-18) ** power) @ vectors.T for power in powers]

@@ -16,7 +16,8 @@ from models.coreset import greedy_coreset, random_subset
 from models.errors import InputError
 from models.memory_bank import MemoryBank
 from models.scoring import WEDGE_NET, AnomalyMap, image_scores
-from utils.pipeline.training import Memory, calibrate
+from utils.pipeline.shards import InMemory, Memory
+from utils.pipeline.training import calibrate
 
 scores = st.lists(st.integers(0, 20), min_size=1, max_size=60).map(lambda values: np.array(values, np.float32))
 percent = st.integers(1, 99)
@@ -185,7 +186,9 @@ def calibrated(count, spreads=(0.5, 0.6, 0.8)):
         rows = greedy_coreset(scale.flatten(0, 1), max(1, count)).sort().values
         memories.append(Memory(scale.flatten(0, 1)[rows], rows // scale.shape[1]))
     net = SimpleNamespace(conditions=spreads, scoring=WEDGE_NET, region=None, grids=lambda image_size: GRIDS)
-    return calibrate(net, SimpleNamespace(image_size=(32, 32)), memories, scales, altered), memories, scales, altered
+    settings = SimpleNamespace(image_size=(32, 32))
+    calibration = calibrate(net, settings, memories, InMemory(scales, settings), count, altered)
+    return calibration, memories, scales, altered
 
 
 def scores_by_loops(distances, units, offset):

@@ -308,7 +308,7 @@ def test_out_of_memory_says_what_to_lower(flags, monkeypatch, capsys):
     def exhausted(*_args, **_kwargs):
         raise torch.OutOfMemoryError("CUDA out of memory")
 
-    monkeypatch.setattr("utils.pipeline.training.extract_features", exhausted)
+    monkeypatch.setattr("utils.pipeline.shards.extract_features", exhausted)
     assert train.main(flags) == 2
     assert "BATCH_SIZE" in capsys.readouterr().err
 

@@ -11,6 +11,7 @@ from typing import Any, NoReturn, TypeVar
 from models.errors import InputError
 
 T = TypeVar("T")
+Run = Callable[[Callable[[Any], Any], Sequence[Any]], Iterator[Any]]  # see ``in_turn``
 Main = Callable[[Sequence[str] | None], int | None]
 
 
@@ -87,19 +88,42 @@ def progress(items: Iterable[T], what: str, total: int | None = None) -> Iterato
     return iter(tqdm(items, desc=what, total=total, unit="", leave=False, disable=None, dynamic_ncols=True))
 
 
-def for_each(names: Sequence[str], work: Callable[[str], None]) -> int:
+def in_turn(work: Callable[[Any], Any], items: Sequence[Any]) -> Iterator[Any]:
+    """What ``work`` makes of each item, one after the other; in its place the error that the user can mend."""
+    for item in items:
+        try:
+            outcome = work(item)
+        except (InputError, OSError) as error:
+            outcome = error
+        yield outcome
+
+
+def succeeded(outcomes: Iterable[Any]) -> Iterator[Any]:
+    """What ``in_turn`` gives, where an error ends it all."""
+    for outcome in outcomes:
+        if isinstance(outcome, (InputError, OSError)):
+            raise outcome
+        yield outcome
+
+
+def for_each(
+    names: Sequence[str], work: Callable[[str], T], gather: Callable[[T], Any] | None = None, run: Run = in_turn
+) -> int:
     """Do ``work`` for each name; one that fails never costs the others. Returns the script's exit code.
 
-    A single name's error is raised as it is (exit code 2). Of several, those that fail are listed at the end (1).
+    What it returns goes to ``gather``, in the order of the names; ``run`` may do several at a time, elsewhere. A single
+    name's error is raised as it is (exit code 2). Of several, those that fail are listed at the end (1).
     """
-    if len(names) == 1:
-        work(names[0])
-        return 0
     failed = {}
-    for name in names:
+    for name, outcome in zip(names, run(work, names), strict=True):
         try:
-            work(name)
+            if isinstance(outcome, (InputError, OSError)):
+                raise outcome
+            if gather is not None:
+                gather(outcome)
         except (InputError, OSError) as error:
+            if len(names) == 1:
+                raise
             failed[name] = _line(error)
             print(f"error: {name}: {failed[name]}", file=sys.stderr)
     if failed:

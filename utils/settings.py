@@ -144,6 +144,23 @@ def _device(value: Any) -> torch.device:
     return device
 
 
+def _scheduler(value: Any) -> str | None:
+    text = "" if value is None else _text(value)
+    local = text.startswith("local:") and text[6:].isdecimal() and int(text[6:]) > 0
+    if value is not None and not (local or "://" in text or text.endswith(".json")):
+        raise ValueError(
+            "None, 'local:4' (processes here), a scheduler's address ('tcp://host:8786') or its .json file"
+        )
+    return text or None
+
+
+def _optional_count(value: Any) -> int | None:
+    try:
+        return None if value is None else _integer(1)(value)
+    except ValueError as error:
+        raise ValueError(f"None or {error}") from None
+
+
 def _setting(check: Check, meaning: str, constant: str | None = None) -> Any:
     return dataclasses.field(metadata={"check": check, "meaning": meaning, "constant": constant})
 
@@ -166,6 +183,13 @@ class Settings:
     batch_size: int = _setting(_integer(1), "images at a time")
     num_workers: int = _setting(_workers, "processes that decode images: 'auto' or a number, 0 = none")
     seed: int = _setting(_integer(0), "seed of the coreset's start, random sampling and the frequency gate")
+    scheduler: str | None = _setting(
+        _scheduler,
+        "Dask workers that do the categories: None, 'local:4', 'tcp://host:8786' or a scheduler's .json file",
+    )
+    shard_images: int | None = _setting(
+        _optional_count, "training images that are held in memory at a time; None = all of a category"
+    )
     device: torch.device = _setting(_device, "'auto' (CUDA, then MPS, then CPU), 'cpu', 'cuda', 'cuda:N' or 'mps'")
     engine: str = _setting(_choice(*ENGINES), "what runs the backbone: " + ", ".join(ENGINES))
     precision: str = _setting(_choice(*PRECISIONS), "of the backbone on an NVIDIA GPU: " + ", ".join(PRECISIONS))

@@ -7,6 +7,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from models.parallel import one_thread
+
 
 def corrupt(images: Tensor, kind: str, level: float, names: Sequence[str], seed: int) -> Tensor:
     """Images (B, 3, H, W) in [0, 1] with one level of 'noise', 'blur', 'colour' or 'dark'; 0 changes nothing."""
@@ -58,6 +60,7 @@ def color_jitter(images: Tensor, factor: float) -> Tensor:
     from torchvision.transforms.v2 import functional  # slow to import, and noise does without
 
     images = functional.adjust_brightness(images, 1 + 0.3 * factor)
-    images = functional.adjust_contrast(images, 1 + 0.5 * factor)
+    with one_thread():  # it takes each image's mean
+        images = functional.adjust_contrast(images, 1 + 0.5 * factor)
     images = functional.adjust_saturation(images, 1 + 0.5 * factor)
     return functional.adjust_hue(images, min(0.1 * factor, 0.5)).clamp_(0, 1)

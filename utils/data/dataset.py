@@ -1,6 +1,7 @@
 """The data set on disk: which categories there are, which files they hold, and batches of them as tensors."""
 
 import hashlib
+import multiprocessing
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import chain
@@ -238,6 +239,8 @@ def batches(samples: Sequence[Sample], settings: Settings) -> Iterator[Batch]:
     size = at_once(settings)
     # A single batch is read here: to start a process takes longer, and a fork among busy threads can hang.
     workers = min(settings.num_workers, -(-len(samples) // size) - 1)
+    if multiprocessing.current_process().daemon:  # such as Dask's workers: it must not start others
+        workers = 0
     loader = DataLoader(_Decoded(samples, settings), size, num_workers=workers, collate_fn=_collate, shuffle=False)
     start, told = 0, False
     for decoded in loader:

@@ -157,7 +157,7 @@ def build_net(settings: Settings, recipe: Recipe = RECIPE) -> WedgeNet:
         frequency = FrequencyGate(settings.wavelet_type, backbone.channels, settings.seed)
     elif len(settings.conditions) > 1 or recipe.align_light:
         frequency = ConditionStream(settings.wavelet_type, settings.conditions, recipe.align_light, settings.image_size)
-    return WedgeNet(
+    net = WedgeNet(
         backbone,
         form=settings.form,
         frequency=frequency,
@@ -167,6 +167,8 @@ def build_net(settings: Settings, recipe: Recipe = RECIPE) -> WedgeNet:
         engine=settings.engine,
         precision=settings.precision,
     )
+    net.built_by = (build_net, settings, recipe)  # what a process elsewhere builds the same from
+    return net
 
 
 def make_bank(vectors: Tensor, path: Path) -> MemoryBank:

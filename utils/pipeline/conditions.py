@@ -10,6 +10,7 @@ from torch import Tensor
 from models.condition import CLEAN, Condition
 from models.detector import Net
 from models.wedge_net import WedgeNet
+from utils.console import Run, in_turn, succeeded
 from utils.data.corruptions import corrupt
 from utils.data.dataset import Batch, Sample, evenly
 from utils.pipeline.inference import LARGE, Alteration, Features, numbers_of, with_progress
@@ -54,14 +55,19 @@ def most_lens_images(net: Net, settings: Settings) -> int:
     return min(LENS_IMAGES, max(_FEWEST, 4 * LARGE // max(1, features)))
 
 
-def learn_light(net: WedgeNet, samples: Sequence[Sample], settings: Settings, category: str) -> WedgeNet:
-    """The network with a stream that knows the light of the training images."""
+def learn_light(
+    net: WedgeNet, shards: Sequence[Sequence[Sample]], settings: Settings, category: str, run: Run
+) -> WedgeNet:
+    """The network with a stream that knows the light of the training images; ``run`` measures each shard of them."""
+
+    @torch.inference_mode()
+    def measure(samples: Sequence[Sample]) -> Tensor:
+        parts = with_progress(samples, settings, f"{category}: light")
+        return torch.cat([stream.measure_light(net.fill(batch.images)) for batch in parts])
+
     stream = copy.deepcopy(net.stream).cpu()
+    light = list(succeeded((run if len(shards) > 1 else in_turn)(measure, shards)))
     with torch.inference_mode():
-        light = [
-            stream.measure_light(net.fill(batch.images))
-            for batch in with_progress(samples, settings, f"{category}: light")
-        ]
         stream.fit_light(torch.cat(light))
     return net.with_stream(stream)
 

@@ -71,12 +71,12 @@ def stored_as(numbers: int) -> torch.dtype:
 
 
 def extract_features(
-    net: Net, samples: Sequence[Sample], settings: Settings, what: str, alter: Alteration | None = None
+    net: Net, samples: Sequence[Sample], settings: Settings, what: str, among: int = 0
 ) -> list[Tensor]:
     """For each scale (N, P, D) patch features of all samples on the CPU, see ``Features``."""
-    features = Features(len(samples))
+    features = Features(len(samples), among)
     for batch in with_progress(samples, settings, what):
-        features.add(net.look(batch.images if alter is None else alter(batch)).features, batch.samples)
+        features.add(net.look(batch.images).features, batch.samples)
     return features.scales
 
 

@@ -58,7 +58,9 @@ def build_patchcore(settings: Settings) -> PatchCore:
 def _build(name: str, weights: str | None, device: torch.device, engine: str) -> PatchCore:
     with _own_names():
         backbone = build_backbone(name, weights)
-    return PatchCore(backbone, device=device, engine=engine)
+    net = PatchCore(backbone, device=device, engine=engine)
+    net.built_by = (_build, name, weights, device, engine)  # as ``checkpoint.build_net`` has it
+    return net
 
 
 def patchcore_dim(settings: Settings) -> int:

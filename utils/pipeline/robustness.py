@@ -20,6 +20,7 @@ from utils.pictures.figures import draw_robustness
 from utils.pictures.panels import Maps, draw_levels
 from utils.pictures.tables import format_table, write_csv
 from utils.pipeline.checkpoint import build_net, load_detector
+from utils.pipeline.cluster import workers
 from utils.pipeline.inference import Alteration, at_depth_of, score_samples
 from utils.pipeline.patchcore import find_patchcore, load_patchcore
 from utils.settings import Settings, ratio_name
@@ -186,7 +187,8 @@ def _compare(settings: Settings, work: Callable[[str, Sequence[Detector], Detect
         if failure is not None:
             raise failure
 
-    return for_each(categories, one)
+    with workers(settings, net) as run:
+        return for_each(categories, one, run=run)
 
 
 def measure(

@@ -15,11 +15,12 @@ import torch
 from torch import Tensor
 
 from models.calibration import calibration_images, held_out_distances, through_held_out_lenses
-from models.coreset import greedy_coreset, random_subset
 from models.detector import Net, combine, make_maps
 from models.errors import InputError
+from models.parallel import one_thread
 from models.wedge_net import RECIPE, Recipe, WedgeNet
 from models.whitening import fit_lens, fit_whitening
+from utils.console import Run, in_turn
 from utils.data.dataset import Sample, at_once, batches, files_digest, leave_out, train_samples, with_bit_depth
 from utils.data.image import size_range
 from utils.data.region import read_region, region_path
@@ -34,8 +35,9 @@ from utils.pipeline.checkpoint import (
     save_checkpoint,
 )
 from utils.pipeline.conditions import learn_conditions, learn_light, lens_images, most_lens_images
-from utils.pipeline.inference import LARGE, extract_features, numbers_of, stored_as
+from utils.pipeline.inference import LARGE, numbers_of, stored_as
 from utils.pipeline.patchcore import build_patchcore, patchcore_embedding, patchcore_path
+from utils.pipeline.shards import Features, Memory, embed, in_shards
 from utils.settings import Settings
 
 CORESET_BYTES = 272  # for each patch, while some are chosen, see ``greedy_coreset``
@@ -109,9 +111,17 @@ class Trained(NamedTuple):
 
 
 def train_category(
-    settings: Settings, category: str, method: Method, overwrite: bool = False, without: Sequence[str] = ()
+    settings: Settings,
+    category: str,
+    method: Method,
+    overwrite: bool = False,
+    without: Sequence[str] = (),
+    run: Run = in_turn,
 ) -> list[Trained]:
-    """Make the banks of one category, at every ratio that is not there yet; ``without`` are files to leave out."""
+    """Make the banks of one category, at every ratio that is not there yet; ``without`` are files to leave out.
+
+    ``run`` does the tasks of its shards, if there are several.
+    """
     samples = leave_out(train_samples(settings, category), without)
     ratios = [
         ratio
@@ -124,25 +134,26 @@ def train_category(
     settings = with_bit_depth(samples, settings)
     if settings.bit_depth != 8:
         print(f"[{category}] {settings.bit_depth} bits a pixel")
+    shards = in_shards(samples, settings.shard_images)
+    if len(shards) > 1:
+        print(f"[{category}] {len(samples)} images in {len(shards)} shards")
     net, altered = with_region(method.net, samples, settings, category), []
-    foretell(net, samples, settings, category)
+    foretell(net, shards[0], settings, category)
     if isinstance(net, WedgeNet) and net.stream is not None:
-        net = learn_light(net, samples, settings, category)
+        net = learn_light(net, shards, settings, category, run)
         net, altered = learn_conditions(net, samples, settings, category)
-    scales = extract_features(net, samples, settings, f"{category}: features")
+    features = embed(net, shards, settings, f"{category}: features", run)
     if method.shrinkage is not None:
-        net, scales, altered = fit_maps(net, scales, altered, method.shrinkage)
+        net, altered = fit_maps(net, features, len(samples), altered, method.shrinkage)
     # Two scales keep twice the share each: then they hold as many numbers as one memory of both layers would.
-    sizes = [[bank_size(scale[..., 0].numel(), ratio * len(scales), category) for ratio in ratios] for scale in scales]
-    chosen = [choose_patches(*each, settings) for each in zip(scales, sizes, strict=True)]
+    patches = [len(samples) * own for own in features.patches]
+    sizes = [[bank_size(own, ratio * len(patches), category) for ratio in ratios] for own in patches]
+    features.choose(sizes)
     picture_sizes = size_range(sample.path for sample in samples)
     trained = []
     for place, ratio in enumerate(ratios):
-        memories = [
-            remember(scale, order, own[place], method.bank_dtype)
-            for scale, order, own in zip(scales, chosen, sizes, strict=True)
-        ]
-        calibration = calibrate(net, settings, memories, scales, altered)
+        memories = [features.memory(scale, own[place], method.bank_dtype) for scale, own in enumerate(sizes)]
+        calibration = calibrate(net, settings, memories, features, len(samples), altered)
         path = method.path(category, ratio)
         checkpoint = Checkpoint(
             memory_banks=[memory.vectors for memory in memories],
@@ -164,8 +175,8 @@ def train_category(
         trained.append(Trained(net, path, checkpoint, calibration, samples, replaced(path)))
         save_checkpoint(path, checkpoint)
         kept = " and ".join(
-            f"{len(memory.vectors)} of {len(samples) * scale.shape[1]} patches in {scale.shape[2]} dimensions"
-            for memory, scale in zip(memories, scales, strict=True)
+            f"{len(memory.vectors)} of {own} patches in {memory.vectors.shape[1]} dimensions"
+            for memory, own in zip(memories, patches, strict=True)
         )
         print(f"[{category}] {len(samples)} images, kept {kept}: {path} ({path.stat().st_size / 1e6:.2f} MB)")
     return trained
@@ -213,62 +224,43 @@ def foretell(net: Net, samples: Sequence[Sample], settings: Settings, category: 
 
 
 def fit_maps(
-    net: WedgeNet, scales: Sequence[Tensor], altered: Sequence[list[Tensor | None]], shrinkage: float
-) -> tuple[WedgeNet, list[Tensor], list[list[Tensor]]]:
-    """The network with metric and lenses, and in them the features of the training images, as they are and altered.
+    net: WedgeNet, features: Features, count: int, altered: Sequence[list[Tensor | None]], shrinkage: float
+) -> tuple[WedgeNet, list[list[Tensor]]]:
+    """The network with metric and lenses, of ``count`` training images, whose features are mapped by the metric.
 
-    Of each scale (N, h*w, D) -> (N, h*w, K), and for each condition and scale the same of the ``lens_images``, each
-    through a lens that has not seen it. What is given is used up.
+    And for each condition and scale (n, h*w, K) features of the ``lens_images``, each through a lens that has not seen
+    it. What is given is used up.
     """
-    numbers = lens_images(len(scales[0]), len(altered[0][0])) if altered else []
-    maps, mapped, lensed = [], [], [[] for _ in altered]
-    for place, scale in enumerate(scales):
-        metric = fit_whitening(scale.flatten(0, 1), shrinkage).rounded()
-        scale = metric.apply_in_place(scale)
-        clean, own = scale[numbers], [metric]
-        for features, seen in zip(altered, lensed, strict=True):
-            corrupted, dtype = metric(features[place]), features[place].dtype
-            features[place] = None  # what is lensed takes its room
-            own.append(metric.then(fit_lens(corrupted.flatten(0, 1), clean.flatten(0, 1))).rounded())
-            seen.append(through_held_out_lenses(corrupted, clean).to(dtype))
-        maps.append(own)
-        mapped.append(scale)
-    return net.with_maps(maps), mapped, lensed
-
-
-class Memory(NamedTuple):
-    """``vectors`` (M, D) of one scale and ``owners`` (M,), the number of the training image that each comes from."""
-
-    vectors: Tensor
-    owners: Tensor
-
-
-def remember(features: Tensor, chosen: Tensor, size: int, dtype: torch.dtype) -> Memory:
-    """The memory of ``size`` of the patches (N, h*w, D), of which ``chosen`` names those worth keeping first."""
-    patches = features.flatten(0, 1)
-    # A whole bank is the features themselves: a copy would double the memory.
-    whole = size == len(patches)
-    rows = torch.arange(size) if whole else chosen[:size].sort().values
-    return Memory((patches if whole else patches[rows]).to(dtype), rows // features.shape[1])
+    metrics = [fit_whitening(moments, shrinkage).rounded() for moments in features.moments()]
+    features.to_metric(metrics)
+    clean = features.of(lens_images(count, len(altered[0][0]))) if altered else []
+    maps, lensed = [[metric] for metric in metrics], [[] for _ in altered]
+    for place, (metric, own) in enumerate(zip(metrics, maps, strict=True)):
+        for scales, seen in zip(altered, lensed, strict=True):
+            corrupted, dtype = metric(scales[place]), scales[place].dtype
+            scales[place] = None  # what is lensed takes its room
+            own.append(metric.then(fit_lens(corrupted.flatten(0, 1), clean[place].flatten(0, 1))).rounded())
+            seen.append(through_held_out_lenses(corrupted, clean[place]).to(dtype))
+    return net.with_maps(maps), lensed
 
 
 def calibrate(
     net: Net,
     settings: Settings,
     memories: Sequence[Memory],
-    scales: Sequence[Tensor],
+    features: Features,
+    count: int,
     altered: Sequence[Sequence[Tensor]],
 ) -> Calibration:
-    """What makes scores comparable, and the scores of good parts that are new.
+    """What makes scores comparable, and the scores of good parts that are new, of ``count`` training images.
 
     The unit of a scale is the root mean square distance of good patches to the memory of other images. In each other
     condition mean and standard deviation of good parts' scores become those of clean ones.
     """
-    count = len(scales[0])
     images = calibration_images(
-        count,
-        [(scale.shape[1], len(memory.vectors), scale.shape[2]) for scale, memory in zip(scales, memories, strict=True)],
+        count, [(own, *memory.vectors.shape) for own, memory in zip(features.patches, memories, strict=True)]
     )
+    scales = features.of(images)
     maps = make_maps(net, settings.image_size)
     units = torch.ones(len(net.conditions), len(scales))
     offsets = torch.zeros(len(units))
@@ -288,15 +280,16 @@ def calibrate(
             [combine(part, units, offsets, maps)[0] for part in zip(*(own.split(64) for own in held_out), strict=True)]
         )
 
-    images, held_out = distances([scale[images] for scale in scales], images)
+    images, held_out = distances(scales, images)
     if len(scales) > 1:  # of a single scale, distances are the scores' unit
-        for scale, (own, features) in enumerate(zip(held_out, scales, strict=True)):
+        for scale, (own, patches_of) in enumerate(zip(held_out, scales, strict=True)):
             # A single image has no others to be compared with; its patches' own spread is the best guess.
-            known = own if len(own) else features.float().square().sum(dim=2).sqrt()
-            units[:, scale] = 1 / known.square().mean().sqrt().clamp_min(1e-6)
+            known = own if len(own) else patches_of.float().square().sum(dim=2).sqrt()
+            with one_thread():
+                units[:, scale] = 1 / known.square().mean().sqrt().clamp_min(1e-6)
     calibration = scores(held_out)
     numbers = lens_images(count, len(altered[0][0])) if altered else []
-    clean = scores(distances([scale[numbers] for scale in scales], numbers)[1]) if altered else None
+    clean = scores(distances(features.of(numbers), numbers)[1]) if altered else None
     for condition, parts in enumerate(altered, start=1):
         own = scores(distances(parts, numbers)[1])
         if len(own) > 1 and own.std() > 0 and clean.std() > 0:
@@ -325,20 +318,6 @@ def is_missing(settings: Settings, category: str, ratio: float, method: Method, 
         )
     print(f"[{category}] {path} is there and fits: skipped (--overwrite trains it again)")
     return False
-
-
-def choose_patches(features: Tensor, sizes: Sequence[int], settings: Settings) -> Tensor:
-    """Indices of the patches (N, h*w, D) to keep for the largest of ``sizes`` that is not all of them.
-
-    Both methods choose one after the other, so a smaller bank is the beginning of a larger one.
-    """
-    patches = features.flatten(0, 1)
-    size = max((size for size in sizes if size < len(patches)), default=0)
-    if not size:
-        return torch.arange(0)
-    if settings.sampling_method == "random":
-        return random_subset(len(patches), size, settings.seed)
-    return greedy_coreset(patches, size, settings.seed, progress=True)
 
 
 def bank_size(patches: int, ratio: float, category: str) -> int:
