@@ -18,7 +18,7 @@ from utils.console import Run, check_writable, command, for_each
 from utils.data.dataset import find_categories
 from utils.pipeline.cluster import trainers
 from utils.pipeline.odd_images import name_odd_images, tell_threshold, tell_twins
-from utils.pipeline.training import train_category, wedge_net_method
+from utils.pipeline.training import tell_edges, train_category, wedge_net_method
 from utils.settings import SettingsParser
 
 
@@ -44,6 +44,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         trained = train_category(settings, category, method, options.overwrite, options.without, run_shards)
         for number, each in enumerate(trained):
             if number == 0:
+                tell_edges(each, settings, category)
                 tell_twins(each, settings, category)
             tell_threshold(each, settings, category)
             name_odd_images(each, settings, category)

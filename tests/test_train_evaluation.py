@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from sklearn.metrics import roc_auc_score
 
 import config
@@ -64,6 +65,16 @@ def test_all_categories_and_ratios(flags, tmp_path, capsys):
     assert (tmp_path / "out/final_evaluation_results.png").stat().st_size > 10_000
     mean = [np.mean([float(row["image_auroc"]) for row in table[:2]])]
     assert float(table[6]["image_auroc"]) == pytest.approx(mean[0])
+
+
+@pytest.mark.parametrize(("size", "told"), [((96, 96), None), ((192, 96), "61%")])
+def test_edges_that_are_not_looked_at_are_told(flags, data, capsys, size, told):
+    for path in (data / "tile/train/good").iterdir():
+        Image.open(path).resize(size).save(path)
+    crop = ["--center-crop", "true", "--image-size", "64", "--resize", "73"]
+    assert train.main([*flags, *crop]) == 0
+    shown = capsys.readouterr().out
+    assert "CENTER_CROP leaves" not in shown if told is None else f"[tile] CENTER_CROP leaves {told} of" in shown
 
 
 def test_csv_holds_the_figures_of_the_scores(trained, tmp_path):

@@ -173,7 +173,9 @@ class Settings:
     category: str = _setting(_text, "one category, a comma list, or 'all'")
     image_size: Size = _setting(as_size, "what the network sees, in pixels: a number (square) or (height, width)")
     resize: int = _setting(_integer(SMALLEST), "length of the shorter side before the centre crop, in pixels")
-    center_crop: bool = _setting(_truth, "cut out the centre (True) or resize the whole image (False)")
+    center_crop: bool = _setting(
+        _truth, "True: the centre is cut out, the edges are not looked at; False: the whole image"
+    )
     region: Path | None = _setting(
         _optional_path, "a picture, white where images are looked at; None = the category's region.png, if there is one"
     )

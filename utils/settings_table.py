@@ -22,18 +22,15 @@ This page is generated, do not edit it: `python -m utils.settings_table config.p
 def settings_table(source: str) -> str:
     """The page in Markdown, from the text of config.py: a section and a table for each of its groups.
 
-    A group is what stands between empty lines: a comment (``# Title`` or ``# Title: one sentence.``), then constants
-    whose values are literals.
+    A group is what stands between empty lines: a line ``# Title: one sentence.``, then constants whose values are
+    literals.
     """
     page = OPENING
     docstring = ast.parse(source).body[0]
     groups = "\n".join(source.splitlines()[docstring.end_lineno :]).strip()
     for group in re.split(r"\n{2,}", groups):
-        comment = re.sub(r"^# ?", "", re.match(r"(#.*\n)*", group).group(), flags=re.MULTILINE)
-        title, _, sentence = " ".join(comment.split()).partition(": ")
-        page += f"\n## {title}\n\n"
-        if sentence:
-            page += _escape(f"{sentence[0].upper()}{sentence[1:].rstrip('.')}.\n\n")
+        title, sentence = group.splitlines()[0].removeprefix("# ").split(": ", 1)
+        page += f"\n## {title}\n\n" + _escape(f"{sentence[0].upper()}{sentence[1:].rstrip('.')}.\n\n")
         page += "| setting | default | meaning |\n| --- | --- | --- |\n"
         for node in ast.parse(group).body:
             name, value = node.targets[0].id, ast.literal_eval(node.value)

@@ -4,6 +4,7 @@ One category's way from files to bank is ``train_category``: images -> features 
 are kept -> how far good parts lie from them -> file.
 """
 
+import math
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -22,7 +23,7 @@ from models.wedge_net import RECIPE, Recipe, WedgeNet
 from models.whitening import fit_lens, fit_whitening
 from utils.console import Run, in_turn
 from utils.data.dataset import Sample, at_once, batches, files_digest, leave_out, train_samples, with_bit_depth
-from utils.data.image import size_range
+from utils.data.image import Geometry, size_range
 from utils.data.region import read_region, region_path
 from utils.pipeline.checkpoint import (
     INSIDE,
@@ -297,6 +298,22 @@ def calibrate(
             units[condition] *= factor
             offsets[condition] = clean.mean() - factor * own.mean()
     return Calibration(units, offsets, calibration, images, held_out)
+
+
+def tell_edges(trained: Trained, settings: Settings, category: str) -> None:
+    """Say it if CENTER_CROP cuts off more of long pictures than it does of square ones."""
+    if not settings.center_crop:
+        return
+    geometry = Geometry(settings.image_size, settings.resize, settings.center_crop)
+    cut = max(
+        1 - math.prod(settings.image_size) / math.prod(geometry.scaled(size))
+        for size in trained.checkpoint.picture_sizes
+    )
+    if cut > 0.3:  # of square pictures it is 0.23, as in the paper
+        print(
+            f"[{category}] CENTER_CROP leaves {cut:.0%} of a picture out, at its edges; with --center-crop false all "
+            "of it is looked at"
+        )
 
 
 def is_missing(settings: Settings, category: str, ratio: float, method: Method, samples: Sequence[Sample]) -> bool:
