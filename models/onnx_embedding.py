@@ -139,6 +139,7 @@ def _stream(write: Writer, stream: ConditionStream, images: str) -> list[str]:
         write("ReduceMean", write("Cast", where, to=TensorProto.FLOAT), [1])
         for where in (write("GreaterOrEqual", some, 1 - FLOOR), write("LessOrEqual", some, FLOOR))
     ]
+    clipped = write("Max", write("Concat", *clipped, axis=1), stream.least_clipped)
     (structure, count), *details = _bands(write, stream, images)
     if stream.seen_structure is not None:
         structure, count = _seen(write, stream.seen_structure, structure), len(stream.seen_structure)
@@ -163,7 +164,7 @@ def _stream(write: Writer, stream: ConditionStream, images: str) -> list[str]:
     )
     above, below = (write("Sub", *pair) for pair in ((top, middle), (middle, bottom)))
     # All logarithms at once, the skewness's parts last.
-    values = write("Concat", *clipped, *detail, above, below, axis=1)
+    values = write("Concat", clipped, *detail, above, below, axis=1)
     floors = np.array([1e-3] * 2 + [FLOOR] * (STATISTICS - 3))
     light, details, above, below = write.several(
         "Split", 4, write("Log", write("Add", values, floors)), [2, STATISTICS - 5, 1, 1], axis=1
@@ -184,6 +185,11 @@ def _alignment(write: Writer, stream: ConditionStream, low: str, median: str, hi
     spread = write("Sub", high, low)
     light = write("Concat", median, spread, axis=2)
     brightness = write("ReduceMean", light, [1])
+    divisor = write("Max", brightness, 1e-6)
+    least = write("ReduceMax", write("Div", stream.least_light[:1] - FLOOR, divisor), [2])
+    most = write("ReduceMin", write("Div", stream.most_light[:1] + FLOOR, divisor), [2])
+    factor = write("Min", write("Max", least, 1.0), most)
+    light, brightness = write("Mul", light, factor), write("Mul", brightness, factor)
     seen = write("Concat", brightness, write("Sub", light, brightness), axis=1)
     change = write("Sub", write("Min", write("Max", seen, stream.least_light), stream.most_light), seen)
     common, own = write.several("Split", 2, change, [1, 3], axis=1)
