@@ -6,6 +6,7 @@ detail bands' quantiles rise with noise and fall with blur, at the finest level 
 for each of which there is a lens. A defect, which covers a small part of the image, hardly moves a quantile.
 """
 
+import math
 import re
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -24,7 +25,7 @@ SHARES = (0.5, 0.9)  # of a detail band: its quantiles; the upper one tells the 
 STATISTICS = 5 + 3 * len(SHARES) * LEVELS  # of an image: light and detail
 FLOOR = 0.5 / 255  # half a grey level: what a coefficient below it says is the rounding to 8 bits
 GAIN = 4.0  # most that contrast is raised or lowered: a blank picture has none to raise
-_DOUBT = 20.0  # squared Mahalanobis distance by which another condition must be nearer than clean
+_ODDS = 50.0  # how much likelier than another condition clean is taken to be before the picture is seen
 _FAMILIAR = 0.999  # share of the training images that count as familiar
 _FOLDS = 10
 
@@ -132,8 +133,8 @@ class ConditionStream(nn.Module):
         self.register_buffer("least_clipped", torch.zeros(2))  # shares of white and black pixels in any of them
         self.register_buffer("means", torch.zeros(count, width))
         self.register_buffer("precision", torch.eye(width))  # inverse of the pooled covariance
-        # In doubt an image is clean: parts differ too.
-        self.register_buffer("doubt", torch.tensor([0.0] + [_DOUBT] * (count - 1)), persistent=False)
+        # In doubt an image is clean: parts differ too. Squared distances are twice the logarithms of likelihoods.
+        self.register_buffer("doubt", torch.tensor([0.0] + [2 * math.log(_ODDS)] * (count - 1)), persistent=False)
         self.register_buffer("limits", torch.full((count,), torch.inf))  # squared distances beyond are unfamiliar
 
     def forward(self, images: Tensor) -> Reading:

@@ -32,7 +32,7 @@ def judged_by_hand(image, saved, backbone):
     known = (state[f"stream.{name}"] for name in ("least_light", "most_light", "least_clipped"))
     aligned, statistics = read_by_hand(image, "haar", *known)
     apart = [(statistics - mean) @ state["stream.precision"] @ (statistics - mean) for mean in state["stream.means"]]
-    condition = int(np.argmin([own + (20 if place else 0) for place, own in enumerate(apart)]))  # clean in doubt
+    condition = int(np.argmin([own + (2 * np.log(50) if place else 0) for place, own in enumerate(apart)]))  # or clean
     unfamiliar = min(apart) > state["stream.limits"][int(np.argmin(apart))]
 
     layers = [layer[0].double().numpy() for layer in backbone(torch.from_numpy(aligned)[None].float())]
