@@ -34,7 +34,8 @@ def write_embedding(
     """From ``images`` (N, 3, H, W) in [0, 1] to patch features."""
     backbone, stream, reading = net.backbone.backbone, getattr(net, "stream", None), []
     if net.region is not None:
-        images = write("Where", net.region.outside, net.region.colour, images)
+        pixels = write("Gather", write("Reshape", images, [0, 3, -1]), net.region.shown, axis=2)
+        images = write("Reshape", pixels, [0, 3, *image_size])
     gain, offset = torch.ones(3, 1, 1), torch.zeros(3, 1, 1)
     if stream is not None:
         gain, offset, *reading = _stream(write, stream, images)
@@ -42,9 +43,6 @@ def write_embedding(
     gain = write("Div", gain, backbone.std)
     offset = write("Div", write("Sub", offset, backbone.mean), backbone.std)
     normalised = write("Add", write("Mul", images, gain), offset)
-    if net.region is not None and stream is not None:  # the light's alignment has changed what fills them
-        colour = (net.region.colour.cpu() - backbone.mean[0]) / backbone.std[0]
-        normalised = write("Where", net.region.outside, colour, normalised)
     layer2, layer3 = write.insert(trunk, normalised)
     strides = (8,)
     if not isinstance(net, WedgeNet):
