@@ -6,6 +6,7 @@ detail bands' quantiles rise with noise and fall with blur, at the finest level 
 for each of which there is a lens. A defect, which covers a small part of the image, hardly moves a quantile.
 """
 
+import math
 import re
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -25,7 +26,7 @@ SHARES = (0.5, 0.9)  # of a detail band: its quantiles; the upper one tells the 
 STATISTICS = 5 + 3 * len(SHARES) * LEVELS  # of an image: light and detail
 FLOOR = 0.5 / 255  # half a grey level: what a coefficient below it says is the rounding to 8 bits
 GAIN = 4.0  # most that contrast is raised or lowered: a blank picture has none to raise
-_DOUBT = 20.0  # squared Mahalanobis distance by which another condition must be nearer than clean
+_ODDS = 50.0  # how much likelier than another condition clean is taken to be before the picture is seen
 _FAMILIAR = 0.999  # share of the training images that count as familiar
 _FOLDS = 10
 
@@ -130,10 +131,11 @@ class ConditionStream(nn.Module):
             self.register_buffer(seen, None, persistent=False)  # all: no region of interest
         self.register_buffer("least_light", -torch.ones(4, 2))  # of the training images, see _brightness_and_cast
         self.register_buffer("most_light", torch.ones(4, 2))
+        self.register_buffer("least_clipped", torch.zeros(2))  # shares of white and black pixels in any of them
         self.register_buffer("means", torch.zeros(count, width))
         self.register_buffer("precision", torch.eye(width))  # inverse of the pooled covariance
-        # In doubt an image is clean: parts differ too.
-        self.register_buffer("doubt", torch.tensor([0.0] + [_DOUBT] * (count - 1)), persistent=False)
+        # In doubt an image is clean: parts differ too. Squared distances are twice the logarithms of likelihoods.
+        self.register_buffer("doubt", torch.tensor([0.0] + [2 * math.log(_ODDS)] * (count - 1)), persistent=False)
         self.register_buffer("limits", torch.full((count,), torch.inf))  # squared distances beyond are unfamiliar
 
     def forward(self, images: Tensor) -> Reading:
@@ -172,21 +174,21 @@ class ConditionStream(nn.Module):
 
     def align(self, images: Tensor) -> Tensor:
         """(B, 3, H, W) images, their light aligned: the first of what ``measure`` gives, sooner."""
-        gain, offset = self._alignment(self.measure_light(images))
+        gain, offset = self._alignment(self.measure_light(images)[:, :3])
         return images * gain[..., None, None] + offset[..., None, None]
 
     def measure(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """(B, 3, H, W) images -> the images, their light aligned, and their statistics (B, STATISTICS).
 
         Of the light: logs of the shares of white and of black among the pixels, of a large image every sixteenth, which
-        no alignment brings back; and, once it is aligned, log of how far the grey image's 90 % quantile is above its
+        no alignment brings back; fewer of them than in any training image are no loss, only other light, and count as
+        that many. And, once it is aligned, log of how far the grey image's 90 % quantile is above its
         median and the 10 % quantile below it, one by the other, and median and 90 % quantile of the colourfulness, the
         largest channel less the smallest. Of the detail: log of two quantiles of the absolute coefficients of the grey
         image, for bands cH, cV and cD, from the finest level to the coarsest; of each as many as are ``ENOUGH``.
         """
         images = images.contiguous()  # pixels as a file has them are the slower layout, here and for the backbone
-        some = self._seen(images[..., :: self.step, :: self.step], "pixels").flatten(1)
-        clipped = torch.stack([where.float().mean(dim=1) for where in (some >= 1 - FLOOR, some <= FLOOR)], dim=1)
+        clipped = self._clipped(images).maximum(self.least_clipped)
         structure = self._seen(self.structure(images), "structure")
         gain, offset = self._alignment(_light(structure))
         structure = structure * gain[..., None] + offset[..., None]
@@ -203,16 +205,27 @@ class ConditionStream(nn.Module):
         aligned = images * gain[..., None, None] + offset[..., None, None]
         return aligned, torch.cat([*light, *detail], dim=1)
 
+    def _clipped(self, images: Tensor) -> Tensor:
+        """(B, 3, H, W) -> (B, 2): the shares of white and of black among the pixels of all channels."""
+        some = self._seen(images[..., :: self.step, :: self.step], "pixels").flatten(1)
+        return torch.stack([where.float().mean(dim=1) for where in (some >= 1 - FLOOR, some <= FLOOR)], dim=1)
+
     def _alignment(self, light: Tensor) -> tuple[Tensor, Tensor]:
         """Light (B, 3, 2) -> gain and offset (B, 3) that bring it to where the training images' lies: 1 and 0 if it is
         there."""
         median, spread = light.unbind(dim=2)
         if not self.align_light:
             return torch.ones_like(median), torch.zeros_like(median)
-        seen = _brightness_and_cast(light)
-        # Not to the training images' mean: light that good parts are seen in is no fault, and parts differ.
+        # Light is a factor. That factor first which, nearest to 1, puts median and range of the brightness where the
+        # training images' lie: each by itself would stop at its own edge, which no training image need have both of.
+        brightness = light.mean(dim=1, keepdim=True).clamp_min(1e-6)
+        least = ((self.least_light[:1] - FLOOR) / brightness).amax(dim=2, keepdim=True)
+        most = ((self.most_light[:1] + FLOOR) / brightness).amin(dim=2, keepdim=True)
+        lit = light * least.clamp_min(1).minimum(most)
+        # Then what is left. Not to the training images' mean: light that good parts are seen in is no fault.
+        seen = _brightness_and_cast(lit)
         change = seen.maximum(self.least_light).minimum(self.most_light) - seen
-        wanted = light + change[:, :1] + change[:, 1:]
+        wanted = lit + change[:, :1] + change[:, 1:]
         gain = ((wanted[..., 1] + 1e-6) / (spread + 1e-6)).clip(1 / GAIN, GAIN)
         return gain, wanted[..., 0] - gain * median
 
@@ -234,12 +247,16 @@ class ConditionStream(nn.Module):
         return ((places - means[0]) @ axes).float(), ((means - means[0]) @ axes).float()
 
     def measure_light(self, images: Tensor) -> Tensor:
-        """(B, 3, H, W) images -> (B, 3, 2): median of each channel, and range from its 10 to its 90 % quantile."""
-        return _light(self._seen(self.structure(images.contiguous()), "structure"))
+        """(B, 3, H, W) images -> (B, 4, 2): median of each channel, and range from its 10 to its 90 % quantile; last,
+        the shares of white and of black among the pixels."""
+        images = images.contiguous()
+        light = _light(self._seen(self.structure(images), "structure"))
+        return torch.cat([light, self._clipped(images)[:, None]], dim=1)
 
     def fit_light(self, light: Tensor) -> None:
-        """Align to the range of what ``measure_light`` gave for the training images, (N, 3, 2)."""
-        light = _brightness_and_cast(light)
+        """Align to the range of what ``measure_light`` gave for the training images, (N, 4, 2)."""
+        self.least_clipped.copy_(light[:, 3].amin(dim=0))
+        light = _brightness_and_cast(light[:, :3])
         self.least_light.copy_(light.amin(dim=0))
         self.most_light.copy_(light.amax(dim=0))
 

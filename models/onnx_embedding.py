@@ -34,7 +34,8 @@ def write_embedding(
     """From ``images`` (N, 3, H, W) in [0, 1] to patch features."""
     backbone, stream, reading = net.backbone.backbone, getattr(net, "stream", None), []
     if net.region is not None:
-        images = write("Where", net.region.outside, net.region.colour, images)
+        pixels = write("Gather", write("Reshape", images, [0, 3, -1]), net.region.shown, axis=2)
+        images = write("Reshape", pixels, [0, 3, *image_size])
     gain, offset = torch.ones(3, 1, 1), torch.zeros(3, 1, 1)
     if stream is not None:
         gain, offset, *reading = _stream(write, stream, images)
@@ -42,9 +43,6 @@ def write_embedding(
     gain = write("Div", gain, backbone.std)
     offset = write("Div", write("Sub", offset, backbone.mean), backbone.std)
     normalised = write("Add", write("Mul", images, gain), offset)
-    if net.region is not None and stream is not None:  # the light's alignment has changed what fills them
-        colour = (net.region.colour.cpu() - backbone.mean[0]) / backbone.std[0]
-        normalised = write("Where", net.region.outside, colour, normalised)
     layer2, layer3 = write.insert(trunk, normalised)
     strides = (8,)
     if not isinstance(net, WedgeNet):
@@ -139,6 +137,7 @@ def _stream(write: Writer, stream: ConditionStream, images: str) -> list[str]:
         write("ReduceMean", write("Cast", where, to=TensorProto.FLOAT), [1])
         for where in (write("GreaterOrEqual", some, 1 - FLOOR), write("LessOrEqual", some, FLOOR))
     ]
+    clipped = write("Max", write("Concat", *clipped, axis=1), stream.least_clipped)
     (structure, count), *details = _bands(write, stream, images)
     if stream.seen_structure is not None:
         structure, count = _seen(write, stream.seen_structure, structure), len(stream.seen_structure)
@@ -163,7 +162,7 @@ def _stream(write: Writer, stream: ConditionStream, images: str) -> list[str]:
     )
     above, below = (write("Sub", *pair) for pair in ((top, middle), (middle, bottom)))
     # All logarithms at once, the skewness's parts last.
-    values = write("Concat", *clipped, *detail, above, below, axis=1)
+    values = write("Concat", clipped, *detail, above, below, axis=1)
     floors = np.array([1e-3] * 2 + [FLOOR] * (STATISTICS - 3))
     light, details, above, below = write.several(
         "Split", 4, write("Log", write("Add", values, floors)), [2, STATISTICS - 5, 1, 1], axis=1
@@ -184,6 +183,11 @@ def _alignment(write: Writer, stream: ConditionStream, low: str, median: str, hi
     spread = write("Sub", high, low)
     light = write("Concat", median, spread, axis=2)
     brightness = write("ReduceMean", light, [1])
+    divisor = write("Max", brightness, 1e-6)
+    least = write("ReduceMax", write("Div", stream.least_light[:1] - FLOOR, divisor), [2])
+    most = write("ReduceMin", write("Div", stream.most_light[:1] + FLOOR, divisor), [2])
+    factor = write("Min", write("Max", least, 1.0), most)
+    light, brightness = write("Mul", light, factor), write("Mul", brightness, factor)
     seen = write("Concat", brightness, write("Sub", light, brightness), axis=1)
     change = write("Sub", write("Min", write("Max", seen, stream.least_light), stream.most_light), seen)
     common, own = write.several("Split", 2, change, [1, 3], axis=1)

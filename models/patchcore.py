@@ -42,7 +42,7 @@ class PatchCore:
         self.device = torch.device(device)
         self.backbone_name, self.fingerprint = backbone.name, backbone.fingerprint
         self.dims = self.raw_dims = (sum(backbone.channels),)
-        self.mean, self.region = backbone.mean.detach().flatten().cpu(), None
+        self.region = None
         self.backbone = make_engine(backbone, self.device, engine, precision)
 
     def state(self) -> dict[str, Tensor]:
@@ -56,7 +56,7 @@ class PatchCore:
     def with_region(self, inside: Tensor) -> "PatchCore":
         """As ``WedgeNet.with_region``."""
         twin = copy.copy(self)
-        twin.region = region_of_interest(inside, self.mean).to(self.device)
+        twin.region = region_of_interest(inside).to(self.device)
         return twin
 
     def grids(self, image_size: tuple[int, int]) -> list[tuple[int, int]]:

@@ -1,6 +1,9 @@
 """The region of interest: the part of the picture that is looked at, where the camera sees more than the part."""
 
+import numpy as np
 import torch
+import torch.nn.functional as F
+from scipy.ndimage import distance_transform_edt
 from torch import Tensor, nn
 
 from models.errors import InputError
@@ -9,24 +12,21 @@ from models.errors import InputError
 class RegionOfInterest(nn.Module):
     """A mask on the pixels, and on each grid of patches.
 
-    A patch is inside if its cell's centre is. What it sees reaches beyond its cell, so outside the region the network
-    is shown one colour: nothing there, however it changes, moves a feature inside.
+    See ``patches_inside`` for which patches are. What a patch sees reaches beyond its cell, so outside the region the
+    network is shown what is inside, mirrored at the border: nothing there, however it changes, moves a feature inside,
+    and there is no edge where the region ends.
 
     Args:
         inside: (H, W), not 0 where images are looked at.
-        colour: (3,) in [0, 1], what images are filled with outside: the network's mean colour is zeros to it, as it
-            has them beyond the picture's edge.
         grids: rows and columns of patches, by their stride.
 
     Raises:
         InputError: on some grid no patch is inside.
     """
 
-    def __init__(self, inside: Tensor, colour: Tensor, grids: dict[int, tuple[int, int]]) -> None:
+    def __init__(self, inside: Tensor, grids: dict[int, tuple[int, int]]) -> None:
         super().__init__()
         self.register_buffer("inside", (inside != 0).float())
-        self.register_buffer("outside", inside == 0, persistent=False)
-        self.register_buffer("colour", colour.detach().reshape(3, 1, 1).clone(), persistent=False)
         for stride, grid in grids.items():
             patches = patches_inside(inside, grid).nonzero()[:, 0]
             if not len(patches):
@@ -35,10 +35,11 @@ class RegionOfInterest(nn.Module):
                     "centre in it; paint more of it white, or use a larger IMAGE_SIZE"
                 )
             self.register_buffer(f"patches{stride}", patches, persistent=False)
+        self.register_buffer("shown", _mirrored(self.inside), persistent=False)  # number of the pixel shown at each
 
     def forward(self, images: Tensor) -> Tensor:
         """(B, 3, H, W) images, filled outside the region."""
-        return torch.where(self.outside, self.colour, images)
+        return images.flatten(2).index_select(2, self.shown).view_as(images)
 
     def patches(self, stride: int) -> Tensor:
         """(n,) numbers of the patches inside, row by row, on the grid of this stride."""
@@ -50,8 +51,27 @@ class RegionOfInterest(nn.Module):
 
 
 def patches_inside(inside: Tensor, grid: tuple[int, int]) -> Tensor:
-    """(H, W) mask -> (h*w,) bool, row by row: the patches of a ``grid`` whose centre lies where it is not 0."""
+    """(H, W) mask -> (h*w,) bool, row by row: the patches of a ``grid`` that are inside.
+
+    They are those whose cell and eight neighbours, over which features are averaged, have their centres where the mask
+    is not 0; or, in a region so narrow that there is none, whose own cell has.
+    """
     rows, columns = (
         ((torch.arange(cells) + 0.5) * pixels / cells).long() for cells, pixels in zip(grid, inside.shape, strict=True)
     )
-    return (inside.cpu() != 0)[rows][:, columns].flatten()
+    own = (inside.cpu() != 0)[rows][:, columns]
+    whole = F.max_pool2d((~own)[None].float(), kernel_size=3, stride=1, padding=1)[0] == 0
+    return (whole if whole.any() else own).flatten()
+
+
+def _mirrored(inside: Tensor) -> Tensor:
+    """(H, W) mask -> (H*W,): in each pixel's place the number of one inside.
+
+    Those inside stay. One outside is mirrored at the nearest that is inside; where that leads out again, it is that.
+    """
+    outside = (inside.cpu() == 0).numpy()
+    nearest = distance_transform_edt(outside, return_distances=False, return_indices=True)
+    last = np.array(outside.shape)[:, None, None] - 1
+    mirrored = (2 * nearest - np.indices(outside.shape)).clip(0, last)
+    row, column = np.where(outside[tuple(mirrored)], nearest, mirrored)
+    return torch.from_numpy(row * outside.shape[1] + column).flatten().int()

@@ -77,7 +77,7 @@ class AnomalyMap(nn.Module):
             # Of the patches inside, then of a 0 that follows them: each of the grid's has its number.
             self.places = torch.where(patches, patches.cumsum(0) - 1, patches.sum())
             reached = self.rows @ patches.view(grid).float() @ self.columns.T
-            self.weights = (inside.cpu() != 0) / reached.clamp_min(1e-3)  # nothing to see where no patch is near
+            self.weights = (inside.cpu() != 0) / reached.clamp_min(1e-6)  # nothing to see where no patch is near
 
     def forward(self, distances: Tensor) -> Tensor:
         """(B, h, w) distances -> (B, H, W) anomaly maps in the same unit."""

@@ -102,7 +102,6 @@ class WedgeNet(nn.Module):
         if form == "paper":
             self.raw_dims = (layer2 + layer3 + use_semantic * layer2,)
         self.strides = (8,) if form == "paper" else tuple({2: 8, 3: 16}[layer] for layer in recipe.layers)
-        self.mean = backbone.mean.detach().flatten().cpu()
         self.backbone = make_engine(backbone, self.device, engine, precision)
         self._latest: list[WedgeNet] = []  # what with_state gave last; in a list, since it is no part of this module
         self.requires_grad_(False).eval().to(self.device)
@@ -136,7 +135,7 @@ class WedgeNet(nn.Module):
 
         Raises :class:`InputError` if no patch is inside.
         """
-        region = region_of_interest(inside, self.mean).to(self.device)
+        region = region_of_interest(inside).to(self.device)
         if self.stream is None:
             return self._twin(region=region)
         stream = copy.deepcopy(self.stream)
@@ -210,7 +209,7 @@ class WedgeNet(nn.Module):
         if self.stream is None:
             return images, None
         reading = self.stream(images)
-        return self.fill(reading.images), reading  # the light's alignment has changed what fills them
+        return reading.images, reading
 
     def fill(self, images: Tensor) -> Tensor:
         """(B, 3, H, W) images, filled outside the region of interest if there is one."""
@@ -261,9 +260,9 @@ def grid_size(image_size: tuple[int, int], stride: int = 8) -> tuple[int, int]:
     return -(-height // stride), -(-width // stride)
 
 
-def region_of_interest(inside: Tensor, colour: Tensor) -> RegionOfInterest:
+def region_of_interest(inside: Tensor) -> RegionOfInterest:
     """The region of either method's networks, for images of the mask's (H, W), see ``RegionOfInterest``."""
-    return RegionOfInterest(inside, colour, {stride: grid_size(tuple(inside.shape), stride) for stride in (8, 16)})
+    return RegionOfInterest(inside, {stride: grid_size(tuple(inside.shape), stride) for stride in (8, 16)})
 
 
 def _equal(own: dict[str, Tensor], state: dict[str, Tensor]) -> bool:

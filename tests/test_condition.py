@@ -74,29 +74,48 @@ def light_by_hand(image, wavelet):
     return structure, np.array([[ranked(low, 0.5), ranked(low, 0.9) - ranked(low, 0.1)] for low in structure])
 
 
-def read_by_hand(image, wavelet, least, most):
-    """A (3, H, W) image, its light brought to between ``least`` and ``most`` (4, 2), and its statistics (23,)."""
-    structure, light = light_by_hand(image, wavelet)
-    brightness = light.mean(axis=0)
-    seen = np.concatenate([brightness[None], light - brightness])
-    change = np.clip(seen, least, most) - seen
-    wanted = light + change[0] + change[1:]
-    gain = np.clip((wanted[:, 1] + 1e-6) / (light[:, 1] + 1e-6), 1 / 4, 4)
-    offset = wanted[:, 0] - gain * light[:, 0]
-    half_level = 0.5 / 255
+HALF_LEVEL = 0.5 / 255
+
+
+def clipped_by_hand(image):
+    """The shares of white and of black among some pixels of a (3, H, W) image."""
     step = min(4, image.shape[1] // 56)
     some = image[:, ::step, ::step]
-    statistics = [np.log((some >= 1 - half_level).mean() + 1e-3), np.log((some <= half_level).mean() + 1e-3)]
+    return np.array([(some >= 1 - HALF_LEVEL).mean(), (some <= HALF_LEVEL).mean()])
+
+
+def factor_by_hand(brightness, least, most):
+    """The factor nearest to 1 that brings median and range of the brightness to between ``least`` and ``most``; where
+    none does both, the largest that makes neither too large."""
+    factors = np.geomspace(1 / 8, 8, 200_001)
+    fits = factors[:, None] * brightness <= most + HALF_LEVEL
+    both = (fits & (factors[:, None] * brightness >= least - HALF_LEVEL)).all(axis=1)
+    if both.any():
+        return factors[both][np.abs(np.log(factors[both])).argmin()]
+    return factors[fits.all(axis=1)].max()
+
+
+def read_by_hand(image, wavelet, least, most, least_clipped=(0, 0)):
+    """A (3, H, W) image, its light brought to between ``least`` and ``most`` (4, 2), and its statistics (23,)."""
+    structure, light = light_by_hand(image, wavelet)
+    lit = light * factor_by_hand(light.mean(axis=0), least[0], most[0])
+    brightness = lit.mean(axis=0)
+    seen = np.concatenate([brightness[None], lit - brightness])
+    change = np.clip(seen, least, most) - seen
+    wanted = lit + change[0] + change[1:]
+    gain = np.clip((wanted[:, 1] + 1e-6) / (light[:, 1] + 1e-6), 1 / 4, 4)
+    offset = wanted[:, 0] - gain * light[:, 0]
+    statistics = list(np.log(np.maximum(clipped_by_hand(image), least_clipped) + 1e-3))
     structure = structure * gain[:, None, None] + offset[:, None, None]
     grey, colourfulness = structure.mean(axis=0), structure.max(axis=0) - structure.min(axis=0)
     low, middle, high = (ranked(grey, share) for share in (0.1, 0.5, 0.9))
-    statistics.append(np.log(high - middle + half_level) - np.log(middle - low + half_level))
+    statistics.append(np.log(high - middle + HALF_LEVEL) - np.log(middle - low + HALF_LEVEL))
     statistics += [ranked(colourfulness, 0.5), ranked(colourfulness, 0.9)]
     aligned = image * gain[:, None, None] + offset[:, None, None]
     for level, bands in enumerate(pywt.wavedec2(aligned.mean(axis=0), wavelet, mode="symmetric", level=3)[:0:-1]):
         step = max(1, min(4 >> level, len(bands[0]) // 28))  # 28 coefficients each way are enough
         some = [band[::step, ::step] for band in bands]
-        statistics += [np.log(ranked(np.abs(band), share) + half_level) for band in some for share in (0.5, 0.9)]
+        statistics += [np.log(ranked(np.abs(band), share) + HALF_LEVEL) for band in some for share in (0.5, 0.9)]
     return aligned, np.array(statistics)
 
 
@@ -106,14 +125,15 @@ def test_measures_are_those_of_pywavelets(wavelet):
     stream = ConditionStream(wavelet, ["clean"], True, (192, 192))
     light = stream.measure_light(images)
     for image, own in zip(images.double().numpy(), light, strict=True):
-        np.testing.assert_allclose(own, light_by_hand(image, wavelet)[1], atol=1e-5)
+        np.testing.assert_allclose(own[:3], light_by_hand(image, wavelet)[1], atol=1e-5)
+        np.testing.assert_allclose(own[3], clipped_by_hand(image), atol=1e-6)
     stream.fit_light(light[:3])
     images[1:] = images[1:] * torch.tensor([0.5, 0.7, 1.2]).view(3, 1, 1, 1) + 0.2  # darker, paler; some is clipped
     aligned, statistics = stream.measure(images.clamp_(0, 1))
-    known = stream.least_light.double().numpy(), stream.most_light.double().numpy()
+    known = [each.double().numpy() for each in (stream.least_light, stream.most_light, stream.least_clipped)]
     for image, found, own in zip(images.double().numpy(), aligned, statistics, strict=True):
         wanted, expected = read_by_hand(image, wavelet, *known)
-        np.testing.assert_allclose(found, wanted, atol=1e-5)
+        np.testing.assert_allclose(found, wanted, atol=5e-5)
         np.testing.assert_allclose(own, expected, rtol=1e-3, atol=1e-4)
     assert torch.equal(aligned[0], images[0]) and not torch.equal(aligned[1], images[1])
 
@@ -152,13 +172,35 @@ def test_light_and_cast_are_brought_back_to_those_of_the_training_images(stream)
     assert torch.equal(beside[:3], images[:3]) and not torch.equal(beside[3], images[0] * 0.3)
     changed = images * torch.tensor([0.7, 1.4, 1.1]).view(3, 1, 1) + torch.tensor([0.3, 0.2, -0.2]).view(3, 1, 1)
     reading = stream(changed)
-    light, known = stream.measure_light(reading.images), stream.measure_light(images)
+    light, known = (stream.measure_light(each)[:, :3] for each in (reading.images, images))
     for part in (light.mean(dim=1), light - light.mean(dim=1, keepdim=True)):
         own = known.mean(dim=1) if part.ndim == 2 else known - known.mean(dim=1, keepdim=True)
         assert (part >= own.amin(dim=0) - 0.01).all() and (part <= own.amax(dim=0) + 0.01).all()
     assert (stream(images * 0.8 + 0.1).conditions == 0).float().mean() >= 0.95  # less contrast is no blur
     still = ConditionStream("haar", ["clean"], False, (96, 96))
     assert torch.equal(still(images).images, images)
+
+
+def before_white(count, seed):
+    """Parts before a ground that the camera clips to white."""
+    images = parts(count, seed)
+    images[..., 48:] = 1
+    return images
+
+
+@pytest.mark.parametrize("share", [0.2, 0.4, 0.6])
+@pytest.mark.parametrize("draw", [parts, before_white])
+def test_in_less_light_pictures_are_brought_back_and_stay_clean(draw, share):
+    stream, images = ConditionStream("haar", NAMES, True, (96, 96)), draw(40, 0)
+    stream.fit_light(stream.measure_light(images))
+    stream.fit_conditions(torch.stack([stream.measure(in_condition(images, name))[1] for name in NAMES]))
+    reading = stream(corrupt(draw(40, 2), "dark", share, [], 0))
+    assert (reading.conditions == 0).float().mean() >= 0.95 and reading.unfamiliar.float().mean() <= 0.2
+    dark = corrupt(images, "dark", share, [], 0)
+    reading = stream(dark)
+    gain = (reading.images.mean(dim=(1, 2, 3)) / dark.mean(dim=(1, 2, 3)))[:, None, None, None]
+    assert gain.mean() > 1 + share / 2
+    torch.testing.assert_close(reading.images, dark * gain, rtol=0, atol=0.02)  # brighter, and no paler
 
 
 @pytest.mark.parametrize("value", [0.0, 0.5, 1.0])

@@ -29,9 +29,10 @@ def enlarged(grid, size):
 def judged_by_hand(image, saved, backbone):
     """Score, (H, W) map, condition and whether it is unfamiliar, of one (3, H, W) image; all from a file's contents."""
     state = {name: tensor.double().numpy() for name, tensor in saved.state.items()}
-    aligned, statistics = read_by_hand(image, "haar", state["stream.least_light"], state["stream.most_light"])
+    known = (state[f"stream.{name}"] for name in ("least_light", "most_light", "least_clipped"))
+    aligned, statistics = read_by_hand(image, "haar", *known)
     apart = [(statistics - mean) @ state["stream.precision"] @ (statistics - mean) for mean in state["stream.means"]]
-    condition = int(np.argmin([own + (20 if place else 0) for place, own in enumerate(apart)]))  # clean in doubt
+    condition = int(np.argmin([own + (2 * np.log(50) if place else 0) for place, own in enumerate(apart)]))  # or clean
     unfamiliar = min(apart) > state["stream.limits"][int(np.argmin(apart))]
 
     layers = [layer[0].double().numpy() for layer in backbone(torch.from_numpy(aligned)[None].float())]

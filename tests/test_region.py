@@ -23,12 +23,14 @@ import train
 import train_patchcore
 import utils.line.torch_model
 import visualize_noise_robustness
+from models.backbone import build_backbone
 from models.condition import ConditionStream
 from models.detector import make_maps
 from models.errors import InputError
-from models.region import patches_inside
+from models.region import RegionOfInterest, patches_inside
 from models.scoring import PATCHCORE, AnomalyMap
 from tests.test_hostile import mutate
+from models.wedge_net import WedgeNet
 from utils.data.dataset import batches, train_samples
 from utils.data.dataset import test_samples as samples_for_test
 from utils.data.image import read_image
@@ -153,19 +155,47 @@ def pictures(settings) -> torch.Tensor:
 # --- the mask ---
 
 
-def test_a_patch_is_inside_if_its_centre_is():
-    inside = torch.zeros(16, 32)
-    inside[:5, :12] = 1  # the centres are at 4 and 12 pixels
-    assert patches_inside(inside, (2, 4)).view(2, 4).tolist() == [[True, False, False, False], [False] * 4]
-    inside[:5, :13] = 1
-    assert patches_inside(inside, (2, 4)).sum() == 2
+def test_a_patch_is_inside_if_its_centre_and_its_neighbours_are():
+    inside = torch.zeros(32, 32)
+    inside[:21, :20] = 1  # the centres are at 4, 12, 20 and 28 pixels
+    expected = [[True, False, False, False]] * 2 + [[False] * 4] * 2
+    assert patches_inside(inside, (4, 4)).view(4, 4).tolist() == expected
+    inside[:21, :21] = 1
+    assert patches_inside(inside, (4, 4)).sum() == 4
+    inside[5:] = 0  # too narrow for neighbours
+    assert patches_inside(inside, (4, 4)).view(4, 4).tolist() == [[True, True, True, False]] + [[False] * 4] * 3
+
+
+def test_outside_is_shown_what_is_inside_mirrored_at_the_border():
+    inside = torch.zeros(2, 8)
+    inside[:, 3:5] = 1
+    row = torch.arange(8.0).expand(1, 3, 2, 8)
+    (shown,) = RegionOfInterest(inside, {2: (1, 4)})(row)
+    # 2 is mirrored at 3 and 5 at 4; of those that lie farther out the mirror image is outside again
+    assert torch.equal(shown, torch.tensor([3.0, 3, 4, 3, 4, 3, 4, 4]).expand(3, 2, 8))
+    assert torch.equal(RegionOfInterest(torch.ones(2, 8), {2: (1, 4)})(row), row)
+
+
+def test_a_region_that_leaves_out_a_corner_judges_the_rest_as_without():
+    """Its border is no edge to the network: features inside are nearly what they are without it."""
+    net = WedgeNet(build_backbone("efficientnet_lite0"))
+    inside = torch.ones(96, 96)
+    inside[64:, 64:] = 0
+    x, y = torch.meshgrid(torch.arange(96.0), torch.arange(96.0), indexing="xy")
+    stripes = 0.5 + 0.3 * torch.sin(x / 3) * torch.sin(y / 4)
+    images = stripes.expand(1, 3, 96, 96)
+    own = net.with_region(inside)
+    for found, wanted, stride in zip(own.embed(images), net.embed(images), net.strides, strict=True):
+        wanted = own.region.select(wanted, stride)
+        spread = (wanted - wanted.mean(dim=1, keepdim=True)).square().mean().sqrt()
+        assert (found - wanted).square().mean().sqrt() < 0.5 * spread
 
 
 def test_a_map_is_0_outside_and_as_high_at_the_border_as_in_the_midst():
     inside = torch.zeros(64, 64)
     inside[:40] = 1
     anomaly_map = AnomalyMap((8, 8), (64, 64), inside=inside)
-    (drawn,) = anomaly_map(anomaly_map.on_grid(torch.full((1, 40), 3.0)))
+    (drawn,) = anomaly_map(anomaly_map.on_grid(torch.full((1, 32), 3.0)))
     torch.testing.assert_close(drawn[:40], torch.full((40, 64), 3.0))
     assert not drawn[40:].any()
 
@@ -210,9 +240,9 @@ def test_what_is_outside_changes_nothing_to_the_bit(masked):
 
 def test_patches_outside_are_neither_remembered_nor_embedded(masked):
     detector, settings = load(masked)
-    rows = LABEL // 8
     shapes = [tuple(scale.shape[:2]) for scale in detector.net.embed(pictures(settings))]
-    assert shapes == [(12, rows * WIDTH // 8), (12, rows // 2 * WIDTH // 16)]
+    # The last rows of patches, of 8 and of 16 pixels, have neighbours outside.
+    assert shapes == [(12, (LABEL // 8 - 1) * WIDTH // 8), (12, (LABEL // 16 - 1) * WIDTH // 16)]
     kept = [len(bank) for bank in load_checkpoint(masked.checkpoint).memory_banks]
     assert kept == [int(16 * count * 0.2) for _, count in shapes]  # two scales, each with twice the ratio
 
