@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from conftest import draw_part, make_category
 from PIL import Image
+from scipy import stats
 
 import make_report
 import train
@@ -57,7 +58,8 @@ def test_the_limit_follows_the_spread_of_most_and_not_the_odd_ones():
     limit = odd_limit(good)
     assert (good > limit).mean() <= 0.02
     mixed = np.concatenate([good, np.full(20, 5.0)])
-    assert odd_limit(mixed) < 1.1 * limit
+    assert odd_limit(mixed) < limit  # the more are odd, the more that is high is odd
+    assert (good > odd_limit(mixed)).mean() <= 0.1
     assert odd_limit(3 * good) == pytest.approx(3 * limit)
     assert odd_limit(good[: odd_images.FEWEST - 1]) == np.inf
     assert np.isfinite(odd_limit(np.zeros(20)))  # nothing but twins
@@ -67,14 +69,14 @@ def test_an_odd_picture_is_named_shown_and_boxed_and_its_threshold_told(small, t
     assert train.main(small) == 0
     shown = capsys.readouterr().out
     (line,) = [line for line in shown.splitlines() if "look at these first" in line]
-    assert "1 training picture unlike the others, 007.png" in line
+    assert " unlike the others, 007.png" in line
     assert "--without FILE" in line
     now, then = (float(word) for word in line.split(" from ")[1].split(" to about "))
     assert then < now
     assert f"threshold {now:.4g}: false-alarm rate 0.0476, the smallest that 20 good parts can vouch for" in shown
     assert "which takes 99" in shown
-    (row,) = table(tmp_path)
-    assert row["file"] == "007.png"
+    row, *others = table(tmp_path)
+    assert row["file"] == "007.png" and len(others) <= 1
     assert float(row["score"]) > float(row["limit"])
     left, top, width, height = (int(row[f"box_{side}"]) for side in ("x", "y", "width", "height"))
     assert left <= 30 < left + width and top <= 66 < top + height  # the square's middle
@@ -219,6 +221,20 @@ def test_one_name_may_stand_for_two_files(root):
     samples = [Sample(root / folder / name, "good") for folder in ("good", "ok") for name in ("1.png", "2.png")]
     assert [sample.path.name for sample in leave_out(samples, ["1.png"])] == ["2.png", "2.png"]
     assert len(leave_out(samples, [str(root / "ok/1.png")])) == 3
+
+
+def test_the_limit_is_that_of_benjamini_and_hochberg():
+    """Beside SciPy's distribution: those are named whose chance is small enough for their place among all."""
+    rng = np.random.default_rng(2)
+    for count in (8, 30, 300):
+        scores = np.exp(rng.gumbel(1, 0.2, count))
+        scores[: count // 20] *= 3
+        values = np.log(scores)
+        lower, middle, upper = np.quantile(values, (0.25, 0.5, 0.75))
+        width = (upper - lower) / np.subtract(*stats.gumbel_r.ppf((0.75, 0.25)))
+        likely = stats.gumbel_r.sf(values, middle - width * stats.gumbel_r.ppf(0.5), width)
+        named = stats.false_discovery_control(likely) <= odd_images.GOOD_AMONG
+        np.testing.assert_array_equal(scores > odd_limit(scores), named)
 
 
 def test_parts_alike_are_not_odd():

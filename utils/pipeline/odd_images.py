@@ -22,7 +22,7 @@ from utils.pipeline.training import Trained
 from utils.regions import Region, worst_region
 from utils.settings import Settings, ratio_name
 
-SPREAD = 4.0  # how many times the spread of good pictures' scores one of them may lie above their median
+GOOD_AMONG = 0.5  # of the pictures that are named, at most so many are to be expected to be good
 FEWEST = 8  # pictures whose spread says something
 SHOWN = 24  # pictures that are drawn, at most
 NAMED = 5  # files that a line names, at most
@@ -38,14 +38,21 @@ def odd_path(save_dir: Path, category: str, ratio: float) -> Path:
 def odd_limit(scores: np.ndarray) -> float:
     """The highest score that the spread of the pictures' own (n,) allows; infinite for fewer than ``FEWEST``.
 
-    By quartiles of the scores' logarithms, which a quarter of odd pictures does not move far. The spread is what the
-    upper half has and what both have, averaged: the upper is the one asked about, both are steadier in few pictures.
+    A score is the highest of many places, whose logarithm has a Gumbel distribution (Gumbel, 1958). It is fitted to
+    quartiles, which a quarter of odd pictures does not move far, and tells how likely a good picture scores so high.
+    The limit is where no more than ``GOOD_AMONG`` of those above it are to be expected (Benjamini and Hochberg, 1995):
+    many odd pictures lower it, where there are none it is high.
     """
-    if len(scores) < FEWEST:
+    count = len(scores)
+    if count < FEWEST:
         return float("inf")
-    lower, middle, upper = np.quantile(np.log(np.maximum(np.asarray(scores, np.float64), 1e-12)), (0.25, 0.5, 0.75))
-    spread = ((upper - middle) + (upper - lower) / 2) / 2
-    return float(np.exp(middle + SPREAD * spread))
+    values = np.sort(np.log(np.maximum(np.asarray(scores, np.float64), 1e-12)))[::-1]
+    lower, middle, upper = np.quantile(values, (0.25, 0.5, 0.75))
+    width = max((upper - lower) / np.log(np.log(4) / np.log(4 / 3)), 1e-9)
+    place = middle + width * np.log(np.log(2))
+    likely = -np.expm1(-np.exp((place - values) / width))
+    named = np.flatnonzero(likely <= GOOD_AMONG * np.arange(1, count + 1) / count).max(initial=0) + 1
+    return float(np.exp(place - width * np.log(-np.log1p(-GOOD_AMONG * named / count))))
 
 
 def find_odd(trained: Trained) -> tuple[np.ndarray, float, np.ndarray]:
