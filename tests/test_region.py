@@ -29,8 +29,8 @@ from models.detector import make_maps
 from models.errors import InputError
 from models.region import RegionOfInterest, patches_inside
 from models.scoring import PATCHCORE, AnomalyMap
-from tests.test_hostile import mutate
 from models.wedge_net import WedgeNet
+from tests.test_hostile import mutate
 from utils.data.dataset import batches, train_samples
 from utils.data.dataset import test_samples as samples_for_test
 from utils.data.image import read_image
