@@ -56,6 +56,7 @@ paper: $(VENV)/installed $(SAMPLE)
 	run visualize_color_robustness.py $(PICTURES); \
 	run eval_gap_score.py $(SETTINGS); \
 	run ablation.py $(SETTINGS) --sampling-ratio 0.01; \
+	run -m benchmarks.real $(SETTINGS) --sampling-ratio 0.01 --seeds 1; \
 	run make_report.py $(SETTINGS); \
 	[ -z "$$failed" ] || { echo "not everything went well:$$failed" >&2; exit 1; }
 

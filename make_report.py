@@ -28,7 +28,7 @@ from utils.pictures.sections import (
     pictures,
     speed,
 )
-from utils.pictures.studies import blur, colour, gap, noise, parts
+from utils.pictures.studies import beside_patchcore, blur, colour, gap, noise, parts
 from utils.pipeline.timing import describe_machine, describe_versions
 from utils.settings import SettingsParser
 
@@ -49,6 +49,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         ("Look at these first", odd_images(settings, categories), "train.py"),
         ("Beside the paper", beside_the_paper(settings, categories, machine), "benchmark_fps.py"),
         ("Detection", detection(settings), "evaluation.py"),
+        ("Beside PatchCore, same backbone", beside_patchcore(settings), "-m benchmarks.real"),
         ("Speed and memory", speed(settings), "benchmark_fps.py"),
         ("What it sees", pictures(settings, categories), "test.py"),
         ("Which condition", conditions(settings, categories), "evaluation.py"),

@@ -11,7 +11,7 @@ all that a category has beside the backbone: banks, metric and lenses. FPS is of
 score and map, methods in turn.
 
 A run that was cut off goes on where it stopped: rows that are in the CSV with the same settings are not measured again.
-Writes ``benchmarks/results/real.csv``, a row a run and level, ``real_summary.csv`` and ``real.png``.
+Writes ``SAVE_DIR/real.csv``, a row a run and level, ``real_summary.csv`` and ``real.png``, which the report shows.
 """
 
 import argparse
@@ -24,9 +24,9 @@ from typing import Any
 import models.threads  # noqa: F401 - before torch
 
 import config
-from benchmarks.common import RESULTS, alternate, median_and_spread
+from benchmarks.common import alternate, median_and_spread
 from models.errors import InputError
-from utils.console import command, for_each
+from utils.console import check_writable, command, for_each
 from utils.data.dataset import batches, evenly, find_categories, test_samples
 from utils.pictures.figures import draw_real
 from utils.pictures.tables import format_table, mean, read_results, write_csv
@@ -54,8 +54,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--images", type=_counts, default=(None,), metavar="LIST", help="training images: 10,40,all")
     parser.add_argument("--corruptions", action="store_true", help="noise, blur, colour and darkness too")
     parser.add_argument("--methods", metavar="LIST", help="a comma list of " + ", ".join(each.name for each in METHODS))
-    parser.add_argument("--out", type=Path, default=RESULTS / "real.csv", metavar="FILE", help="the CSV")
+    parser.add_argument("--out", type=Path, metavar="FILE", help="the CSV (now: SAVE_DIR/real.csv)")
     settings, options = parser.read(argv)
+    options.out = options.out or settings.save_dir / "real.csv"
+    check_writable(options.out.parent, "the folder of --out")
     methods = _methods(options.methods)
     print(describe_machine())
     print(describe_versions("torch", "onnxruntime"))
