@@ -10,12 +10,13 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from models.calibration import calibration_images, held_out_distances
+from models.calibration import calibration_images, held_out_distances, held_out_from_the_metric
 from models.conformal import conformal_threshold, p_values, smallest_rate
 from models.coreset import greedy_coreset, random_subset
 from models.errors import InputError
 from models.memory_bank import MemoryBank
 from models.scoring import WEDGE_NET, AnomalyMap, image_scores
+from models.whitening import fit_whitening
 from utils.pipeline.training import Memory, calibrate
 
 scores = st.lists(st.integers(0, 20), min_size=1, max_size=60).map(lambda values: np.array(values, np.float32))
@@ -142,6 +143,41 @@ def test_what_leaves_nothing_to_be_judged_by_is_infinitely_far():
     assert found[3].isinf().all() and found[[0, 1, 2, 4]].isfinite().all()
     expected = torch.cdist(features[[0, 1, 2, 4]], features[3]).amin(dim=2)
     torch.testing.assert_close(found[[0, 1, 2, 4]], expected, rtol=1e-4, atol=1e-4)
+
+
+def test_each_of_a_few_images_is_measured_by_a_metric_made_without_it():
+    features = draw_images(6, 0)
+    patches = features.flatten(0, 1)
+    rows = greedy_coreset(patches, 20).sort().values
+    found = held_out_from_the_metric(features, patches[rows], rows // 16, 0.1)
+    for image in range(6):
+        metric = fit_whitening(features[torch.arange(6) != image].flatten(0, 1), 0.1)
+        expected = held_out_by_loops(metric(features), torch.arange(6), 6, rows, 6)
+        torch.testing.assert_close(found[image], expected[image], rtol=1e-4, atol=1e-4)
+
+
+def test_a_few_images_lie_as_far_as_new_ones_do():
+    """In many dimensions few patches lie too near by a metric that they made themselves."""
+    generator = torch.Generator().manual_seed(0)
+    shape = torch.randn(60, 60, generator=generator)
+
+    def draw(count):
+        return torch.randn(count, 16, 60, generator=generator) @ shape
+
+    found = []
+    for _ in range(20):
+        features = draw(10)
+        patches, owners = features.flatten(0, 1), torch.arange(160) // 16
+        metric = fit_whitening(patches, 0.01)
+        found.append(
+            [
+                held_out_distances(metric(features), torch.arange(10), 10, metric(patches), owners).mean(),
+                held_out_from_the_metric(features, patches, owners, 0.01).mean(),
+                torch.cdist(metric(draw(10).flatten(0, 1)), metric(patches)).amin(dim=1).mean(),
+            ]
+        )
+    nearer, honest, new = torch.tensor(found).mean(dim=0)
+    assert nearer < 0.93 * new < 0.97 * new < honest < 1.05 * new
 
 
 @pytest.mark.parametrize("ratio", [0.02, 0.1, 1.0])

@@ -14,7 +14,13 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from models.calibration import calibration_images, held_out_distances, through_held_out_lenses
+from models.calibration import (
+    FEW,
+    calibration_images,
+    held_out_distances,
+    held_out_from_the_metric,
+    through_held_out_lenses,
+)
 from models.coreset import greedy_coreset, random_subset
 from models.detector import Net, combine, make_maps
 from models.errors import InputError
@@ -127,7 +133,10 @@ def train_category(
         net = learn_light(net, samples, settings, category)
         net, altered = learn_conditions(net, samples, settings, category)
     scales = extract_features(net, samples, settings, f"{category}: features")
+    unmapped: list[Tensor] = []
     if method.shrinkage is not None:
+        if 1 < len(samples) <= FEW:
+            unmapped = [scale.clone() for scale in scales]
         net, scales, altered = fit_maps(net, scales, altered, method.shrinkage)
     # Two scales keep twice the share each: then they hold as many numbers as one memory of both layers would.
     sizes = [[bank_size(scale[..., 0].numel(), ratio * len(scales), category) for ratio in ratios] for scale in scales]
@@ -139,7 +148,13 @@ def train_category(
             remember(scale, order, own[place], method.bank_dtype)
             for scale, order, own in zip(scales, chosen, sizes, strict=True)
         ]
-        calibration = calibrate(net, settings, memories, scales, altered)
+        few = [
+            held_out_from_the_metric(
+                scale.float(), *remember(scale, order, own[place], torch.float32), method.shrinkage
+            )
+            for scale, order, own in zip(unmapped, chosen, sizes, strict=False)
+        ]
+        calibration = calibrate(net, settings, memories, scales, altered, few)
         path = method.path(category, ratio)
         checkpoint = Checkpoint(
             memory_banks=[memory.vectors for memory in memories],
@@ -254,11 +269,13 @@ def calibrate(
     memories: Sequence[Memory],
     scales: Sequence[Tensor],
     altered: Sequence[Sequence[Tensor]],
+    few: Sequence[Tensor] = (),
 ) -> Calibration:
     """What makes scores comparable, and the scores of good parts that are new.
 
     The unit of a scale is the root mean square distance of good patches to the memory of other images. In each other
-    condition mean and standard deviation of good parts' scores become those of clean ones.
+    condition mean and standard deviation of good parts' scores become those of clean ones. ``few``, if given, are
+    distances of all training images at each scale that are to be relied on instead, see ``held_out_from_the_metric``.
     """
     count = len(scales[0])
     images = calibration_images(
@@ -269,9 +286,11 @@ def calibrate(
     units = torch.ones(len(net.conditions), len(scales))
     offsets = torch.zeros(len(units))
 
-    def distances(parts: Sequence[Tensor], numbers: Tensor) -> tuple[Tensor, list[Tensor]]:
+    def distances(
+        parts: Sequence[Tensor], numbers: Tensor, found: Sequence[Tensor] = ()
+    ) -> tuple[Tensor, list[Tensor]]:
         """The numbers of the images that can be judged at all scales, and their held-out distances at each."""
-        found = [
+        found = found or [
             held_out_distances(part, numbers, count, *memory) for part, memory in zip(parts, memories, strict=True)
         ]
         known = torch.stack([own.isfinite().all(dim=1) for own in found]).all(dim=0)
@@ -284,7 +303,7 @@ def calibrate(
             [combine(part, units, offsets, maps)[0] for part in zip(*(own.split(64) for own in held_out), strict=True)]
         )
 
-    images, held_out = distances([scale[images] for scale in scales], images)
+    images, held_out = distances([scale[images] for scale in scales], images, few)
     if len(scales) > 1:  # of a single scale, distances are the scores' unit
         for scale, (own, features) in enumerate(zip(held_out, scales, strict=True)):
             # A single image has no others to be compared with; its patches' own spread is the best guess.
