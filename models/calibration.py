@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from models.memory_bank import MemoryBank
-from models.whitening import fit_lens
+from models.whitening import fit_lens, fit_whitening
 
 FOLDS = 10
 _LENS_FOLDS = 4  # fewer: a lens is made for each, in every condition
@@ -15,6 +15,7 @@ _TILE = 1024  # bank vectors in one product, which then fits in the cache
 _MOST = 2000  # images: a threshold is settled by far fewer, but each that is scored can be named as odd
 _NUMBERS = 2**29  # features held once more for it: 2 GB of float32
 _FEWEST = 20  # images scored however large the bank
+FEW = 20  # images: a metric made of so few suits them better than new ones
 
 
 def calibration_images(images: int, banks: Sequence[tuple[int, int, int]]) -> Tensor:
@@ -107,6 +108,21 @@ def held_out_distances(features: Tensor, images: Tensor, count: int, vectors: Te
             nearer = MemoryBank(added).nearest(features.to(device)[inside].flatten(0, 1)).view(-1, patches)
             held_out[inside] = torch.minimum(held_out[inside], nearer)
     return held_out.cpu()
+
+
+@torch.inference_mode()
+def held_out_from_the_metric(features: Tensor, rows: Tensor, shrinkage: float) -> Tensor:
+    """``held_out_distances`` of all of a few images, each by a metric that was made without it: (n, h*w).
+
+    ``features`` (n, h*w, D) are as they are before the metric, ``rows`` (M,) the patches of them that are remembered.
+    """
+    count, patches = features.shape[:2]
+    images, distances = torch.arange(count), torch.empty(count, patches)
+    for image in images:
+        mapped = fit_whitening(features[images != image].flatten(0, 1), shrinkage)(features)
+        bank = mapped.flatten(0, 1)[rows]
+        distances[image] = held_out_distances(mapped, images, count, bank, rows // patches)[image]
+    return distances
 
 
 def cover(patches: Tensor, distances: Tensor, radius: Tensor | float) -> Tensor:

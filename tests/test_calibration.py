@@ -10,12 +10,13 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from models.calibration import calibration_images, held_out_distances
+from models.calibration import calibration_images, held_out_distances, held_out_from_the_metric
 from models.conformal import conformal_threshold, p_values, smallest_rate
 from models.coreset import greedy_coreset, random_subset
 from models.errors import InputError
 from models.memory_bank import MemoryBank
 from models.scoring import WEDGE_NET, AnomalyMap, image_scores
+from models.whitening import fit_whitening
 from utils.pipeline.shards import InMemory, Memory
 from utils.pipeline.training import calibrate
 
@@ -145,6 +146,41 @@ def test_what_leaves_nothing_to_be_judged_by_is_infinitely_far():
     torch.testing.assert_close(found[[0, 1, 2, 4]], expected, rtol=1e-4, atol=1e-4)
 
 
+def test_each_of_a_few_images_is_measured_by_a_metric_made_without_it():
+    features = draw_images(6, 0)
+    patches = features.flatten(0, 1)
+    rows = greedy_coreset(patches, 20).sort().values
+    found = held_out_from_the_metric(features, rows, 0.1)
+    for image in range(6):
+        metric = fit_whitening(features[torch.arange(6) != image].flatten(0, 1), 0.1)
+        expected = held_out_by_loops(metric(features), torch.arange(6), 6, rows, 6)
+        torch.testing.assert_close(found[image], expected[image], rtol=1e-4, atol=1e-4)
+
+
+def test_a_few_images_lie_as_far_as_new_ones_do():
+    """In many dimensions few patches lie too near by a metric that they made themselves."""
+    generator = torch.Generator().manual_seed(0)
+    shape = torch.randn(60, 60, generator=generator)
+
+    def draw(count):
+        return torch.randn(count, 16, 60, generator=generator) @ shape
+
+    found = []
+    for _ in range(20):
+        features = draw(10)
+        patches, owners = features.flatten(0, 1), torch.arange(160) // 16
+        metric = fit_whitening(patches, 0.01)
+        found.append(
+            [
+                held_out_distances(metric(features), torch.arange(10), 10, metric(patches), owners).mean(),
+                held_out_from_the_metric(features, torch.arange(160), 0.01).mean(),
+                torch.cdist(metric(draw(10).flatten(0, 1)), metric(patches)).amin(dim=1).mean(),
+            ]
+        )
+    nearer, honest, new = torch.tensor(found).mean(dim=0)
+    assert nearer < 0.93 * new < 0.97 * new < honest < 1.05 * new
+
+
 @pytest.mark.parametrize("ratio", [0.02, 0.1, 1.0])
 def test_held_out_distances_are_distributed_like_those_of_new_images(ratio):
     features, fresh = draw_images(100, 1), draw_images(400, 2)
@@ -184,7 +220,7 @@ def calibrated(count, spreads=(0.5, 0.6, 0.8)):
     memories = []
     for scale in scales:
         rows = greedy_coreset(scale.flatten(0, 1), max(1, count)).sort().values
-        memories.append(Memory(scale.flatten(0, 1)[rows], rows // scale.shape[1]))
+        memories.append(Memory(scale.flatten(0, 1)[rows], rows // scale.shape[1], rows))
     net = SimpleNamespace(conditions=spreads, scoring=WEDGE_NET, region=None, grids=lambda image_size: GRIDS)
     settings = SimpleNamespace(image_size=(32, 32))
     calibration = calibrate(net, settings, memories, InMemory(scales, settings), count, altered)
@@ -206,7 +242,7 @@ def test_units_and_offsets_make_good_parts_alike_at_every_scale_and_in_every_con
     conditions = []
     for parts in (scales, *altered):
         conditions.append(
-            [held_out_distances(p, images, 30, *memory) for p, memory in zip(parts, memories, strict=True)]
+            [held_out_distances(p, images, 30, *memory[:2]) for p, memory in zip(parts, memories, strict=True)]
         )
     assert torch.equal(judged, images)
     assert all(map(torch.equal, distances, conditions[0]))

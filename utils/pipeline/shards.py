@@ -23,10 +23,12 @@ from utils.settings import Settings
 
 
 class Memory(NamedTuple):
-    """``vectors`` (M, D) of one scale and ``owners`` (M,), the number of the training image that each comes from."""
+    """``vectors`` (M, D) of one scale; for each of them the number of its training image, ``owners`` (M,), and its own
+    among all patches, ``rows`` (M,)."""
 
     vectors: Tensor
     owners: Tensor
+    rows: Tensor
 
 
 class InMemory:
@@ -59,7 +61,7 @@ class InMemory:
         # A whole bank is the features themselves: a copy would double the memory.
         whole = size == len(patches)
         rows = torch.arange(size) if whole else self.chosen[scale][:size].sort().values
-        return Memory((patches if whole else patches[rows]).to(dtype), rows // self.patches[scale])
+        return Memory((patches if whole else patches[rows]).to(dtype), rows // self.patches[scale], rows)
 
 
 class InShards:
@@ -119,7 +121,7 @@ class InShards:
         """A memory of one of these sizes."""
         part = self.chosen[scale]
         part = part.take(part.numbers[:size].argsort())
-        return Memory(part.vectors.to(dtype), part.numbers // self.patches[scale])
+        return Memory(part.vectors.to(dtype), part.numbers // self.patches[scale], part.numbers)
 
     def _tasks(self, shards: Sequence[list[Sample]], function: Callable[[int, list[Tensor]], Any]) -> Iterator[Any]:
         """``function`` of each shard's first image and features, in the metric once there is one."""

@@ -15,7 +15,13 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from models.calibration import calibration_images, held_out_distances, through_held_out_lenses
+from models.calibration import (
+    FEW,
+    calibration_images,
+    held_out_distances,
+    held_out_from_the_metric,
+    through_held_out_lenses,
+)
 from models.detector import Net, combine, make_maps
 from models.errors import InputError
 from models.parallel import one_thread
@@ -144,7 +150,10 @@ def train_category(
         net = learn_light(net, shards, settings, category, run)
         net, altered = learn_conditions(net, samples, settings, category)
     features = embed(net, shards, settings, f"{category}: features", run)
+    unmapped: list[Tensor] = []
     if method.shrinkage is not None:
+        if 1 < len(samples) <= FEW:
+            unmapped = features.of(torch.arange(len(samples)))
         net, altered = fit_maps(net, features, len(samples), altered, method.shrinkage)
     # Two scales keep twice the share each: then they hold as many numbers as one memory of both layers would.
     patches = [len(samples) * own for own in features.patches]
@@ -154,7 +163,11 @@ def train_category(
     trained = []
     for place, ratio in enumerate(ratios):
         memories = [features.memory(scale, own[place], method.bank_dtype) for scale, own in enumerate(sizes)]
-        calibration = calibrate(net, settings, memories, features, len(samples), altered)
+        few = [
+            held_out_from_the_metric(own.float(), memory.rows, method.shrinkage)
+            for own, memory in zip(unmapped, memories, strict=False)
+        ]
+        calibration = calibrate(net, settings, memories, features, len(samples), altered, few)
         path = method.path(category, ratio)
         checkpoint = Checkpoint(
             memory_banks=[memory.vectors for memory in memories],
@@ -252,11 +265,13 @@ def calibrate(
     features: Features,
     count: int,
     altered: Sequence[Sequence[Tensor]],
+    few: Sequence[Tensor] = (),
 ) -> Calibration:
     """What makes scores comparable, and the scores of good parts that are new, of ``count`` training images.
 
     The unit of a scale is the root mean square distance of good patches to the memory of other images. In each other
-    condition mean and standard deviation of good parts' scores become those of clean ones.
+    condition mean and standard deviation of good parts' scores become those of clean ones. ``few``, if given, are
+    distances of all training images at each scale that are to be relied on instead, see ``held_out_from_the_metric``.
     """
     images = calibration_images(
         count, [(own, *memory.vectors.shape) for own, memory in zip(features.patches, memories, strict=True)]
@@ -266,10 +281,13 @@ def calibrate(
     units = torch.ones(len(net.conditions), len(scales))
     offsets = torch.zeros(len(units))
 
-    def distances(parts: Sequence[Tensor], numbers: Tensor) -> tuple[Tensor, list[Tensor]]:
+    def distances(
+        parts: Sequence[Tensor], numbers: Tensor, found: Sequence[Tensor] = ()
+    ) -> tuple[Tensor, list[Tensor]]:
         """The numbers of the images that can be judged at all scales, and their held-out distances at each."""
-        found = [
-            held_out_distances(part, numbers, count, *memory) for part, memory in zip(parts, memories, strict=True)
+        found = found or [
+            held_out_distances(part, numbers, count, memory.vectors, memory.owners)
+            for part, memory in zip(parts, memories, strict=True)
         ]
         known = torch.stack([own.isfinite().all(dim=1) for own in found]).all(dim=0)
         return numbers[known], [own[known] for own in found]
@@ -281,7 +299,7 @@ def calibrate(
             [combine(part, units, offsets, maps)[0] for part in zip(*(own.split(64) for own in held_out), strict=True)]
         )
 
-    images, held_out = distances(scales, images)
+    images, held_out = distances(scales, images, few)
     if len(scales) > 1:  # of a single scale, distances are the scores' unit
         for scale, (own, patches_of) in enumerate(zip(held_out, scales, strict=True)):
             # A single image has no others to be compared with; its patches' own spread is the best guess.
