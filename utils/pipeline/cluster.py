@@ -13,6 +13,7 @@ import io
 import logging
 import os
 import platform
+import signal
 import socket
 import sys
 import tempfile
@@ -162,6 +163,8 @@ def _connect(settings: Settings) -> Iterator[Any]:
                 f"SCHEDULER {address}: no scheduler answers there ({one_line(error)[:200]}); start one with "
                 "'dask scheduler', or set SCHEDULER = None"
             ) from None
+        if address.startswith("local:"):  # a terminal's Ctrl-C reaches them too, but it is the script's to end them
+            client.run(lambda: signal.signal(signal.SIGINT, signal.SIG_IGN) and None)
         yield client
 
 
@@ -236,6 +239,8 @@ class Cluster:
             found = future.result()
         except KilledWorker:
             return InputError("each worker that took it died: has it enough memory?")
+        if isinstance(found, str):  # of a worker that came late
+            return InputError(f"a worker {found}")
         for stream, text in found.said:
             getattr(sys, stream).write(text)
         return found.result if found.error is None else InputError(found.error)
@@ -275,7 +280,7 @@ def report(expected: Expected) -> str | int:
             return f"does not see {name} {folder} as it is here: all must share it, under the same path"
         if not os.access(folder, os.W_OK):
             return f"cannot write to {name} {folder}"
-    if not expected.data_path.is_dir() or _listing(expected.data_path) != expected.data:
+    if not expected.data_path.is_dir() or not set(expected.data) <= set(_listing(expected.data_path)):
         return f"does not see DATA_PATH {expected.data_path} as it is here: all must share it, under the same path"
     try:
         torch.empty(0, device=expected.device)
