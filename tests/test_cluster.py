@@ -8,10 +8,12 @@ import logging
 import os
 import shutil
 import signal
+import subprocess
 import sys
 import time
 from pathlib import Path
 
+import cloudpickle
 import pytest
 import torch
 from conftest import make_category, small_flags
@@ -187,6 +189,17 @@ def test_a_worker_with_another_backbone_is_refused_by_its_fingerprint(flags, thr
         workers(own, net),
     ):
         pass
+
+
+def test_what_a_worker_is_sent_can_be_read_where_the_project_is_not(tmp_path):
+    sent = cloudpickle.dumps((cluster._errand(str(ROOT), str(tmp_path)), "report", cluster._pack(Path("some"))))
+    code = "import pickle, sys; errand, *_ = pickle.loads(sys.stdin.buffer.read()); print('utils' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], input=sent, cwd=tmp_path, capture_output=True, check=True)
+    assert done.stdout.split() == [b"False"]
+    code = "import pickle, sys; errand, *call = pickle.loads(sys.stdin.buffer.read()); print(errand(*call))"
+    sent = cloudpickle.dumps((cluster._errand(str(tmp_path), str(tmp_path)), "report", b""))
+    done = subprocess.run([sys.executable, "-c", code], input=sent, cwd=tmp_path, capture_output=True, check=True)
+    assert b"cannot import the project (No module named 'utils')" in done.stdout
 
 
 def test_a_worker_that_takes_several_tasks_at_a_time_is_refused(flags):
