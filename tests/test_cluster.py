@@ -136,14 +136,14 @@ def test_an_interrupt_cancels_what_has_not_begun(flags, tmp_path, threads):
         (begun / name).touch()
         if name == "2":
             _thread.interrupt_main()
-        time.sleep(0.1)
+        time.sleep(0.5)  # of 16 it would be eight seconds
 
     with pytest.raises(KeyboardInterrupt), workers(settings_of(flags, "--scheduler", threads)) as run:
         for_each([str(number) for number in range(16)], work, None, run)
-    time.sleep(0.5)
+    time.sleep(1)
     there = len(list(begun.iterdir()))
-    assert 3 <= there <= 6
-    time.sleep(0.3)
+    assert 3 <= there < 14
+    time.sleep(1)
     assert len(list(begun.iterdir())) == there
 
 
