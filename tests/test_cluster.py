@@ -8,17 +8,18 @@ import logging
 import os
 import shutil
 import signal
+import subprocess
 import sys
 import time
 from pathlib import Path
 
+import cloudpickle
 import pytest
 import torch
 from conftest import make_category, small_flags
 from distributed import LocalCluster
 
 import config
-import eval_blur_robustness
 import evaluation
 import train
 import train_patchcore
@@ -32,7 +33,7 @@ from utils.settings import SettingsParser
 
 ROOT = Path(__file__).parents[1]
 QUIET = {"dashboard_address": ":0", "silence_logs": logging.CRITICAL}
-SCRIPTS = [(train,), (train_patchcore,), (evaluation,), (eval_blur_robustness, "--levels", "0")]
+SCRIPTS = [(train,), (train_patchcore,), (evaluation,)]
 
 
 @pytest.fixture(scope="module")
@@ -68,7 +69,7 @@ def alone(tmp_path_factory):
         make_category(root / "data", name, seed)
     next((root / "data/bolt/test/spot").glob("*.png")).write_bytes(b"no image")
     found = results(root, SCRIPTS)
-    assert found[0] == [0, 0, 1, 1] and found[3].count("1 of 2 failed: bolt") == 2
+    assert found[0] == [0, 0, 1] and found[3].count("1 of 2 failed: bolt") == 1
     return root, found
 
 
@@ -104,10 +105,19 @@ def test_tables_files_and_lines_are_those_of_a_run_without_in_threads(alone, thr
 def test_tables_files_and_lines_are_those_of_a_run_without_in_processes(alone, processes):
     root, (codes, wanted, lines, errors) = alone
     found = results(root, SCRIPTS[::2], "--scheduler", processes)
-    assert found[0] == codes[::2] and found[3] == errors[: len(errors) // 2]
-    wanted = {name: contents for name, contents in wanted.items() if "patchcore" not in name and "blur" not in name}
+    assert found[0] == codes[::2] and found[3] == errors
+    wanted = {name: contents for name, contents in wanted.items() if "patchcore" not in name}
     assert found[1].keys() == wanted.keys() and [name for name in wanted if found[1][name] != wanted[name]] == []
     assert [line for line in found[2] if line] == [line for line in lines if line and line in found[2]] != []
+
+
+def test_a_training_in_shards_is_the_same_whoever_does_them(flags, tmp_path, threads):
+    found = []
+    for scheduler in ("None", threads):
+        own = [*flags, "--shard-images", "3", "--save-dir", str(tmp_path / str(len(found))), "--scheduler", scheduler]
+        assert train.main(own) == 0
+        found.append(files(tmp_path / str(len(found))))
+    assert found[0] == found[1] and len(found[0]) >= 2
 
 
 def test_local_workers_share_the_cores(flags, tmp_path, started, processes):
@@ -126,14 +136,14 @@ def test_an_interrupt_cancels_what_has_not_begun(flags, tmp_path, threads):
         (begun / name).touch()
         if name == "2":
             _thread.interrupt_main()
-        time.sleep(0.1)
+        time.sleep(0.5)  # of 16 it would be eight seconds
 
     with pytest.raises(KeyboardInterrupt), workers(settings_of(flags, "--scheduler", threads)) as run:
         for_each([str(number) for number in range(16)], work, None, run)
-    time.sleep(0.5)
+    time.sleep(1)
     there = len(list(begun.iterdir()))
-    assert 3 <= there <= 6
-    time.sleep(0.3)
+    assert 3 <= there < 14
+    time.sleep(1)
     assert len(list(begun.iterdir())) == there
 
 
@@ -187,6 +197,17 @@ def test_a_worker_with_another_backbone_is_refused_by_its_fingerprint(flags, thr
         workers(own, net),
     ):
         pass
+
+
+def test_what_a_worker_is_sent_can_be_read_where_the_project_is_not(tmp_path):
+    sent = cloudpickle.dumps((cluster._errand(str(ROOT), str(tmp_path)), "report", cluster._pack(Path("some"))))
+    code = "import pickle, sys; errand, *_ = pickle.loads(sys.stdin.buffer.read()); print('utils' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], input=sent, cwd=tmp_path, capture_output=True, check=True)
+    assert done.stdout.split() == [b"False"]
+    code = "import pickle, sys; errand, *call = pickle.loads(sys.stdin.buffer.read()); print(errand(*call))"
+    sent = cloudpickle.dumps((cluster._errand(str(tmp_path), str(tmp_path)), "report", b""))
+    done = subprocess.run([sys.executable, "-c", code], input=sent, cwd=tmp_path, capture_output=True, check=True)
+    assert b"cannot import the project (No module named 'utils')" in done.stdout
 
 
 def test_a_worker_that_takes_several_tasks_at_a_time_is_refused(flags):

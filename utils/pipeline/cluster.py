@@ -13,6 +13,7 @@ import io
 import logging
 import os
 import platform
+import signal
 import socket
 import sys
 import tempfile
@@ -162,6 +163,8 @@ def _connect(settings: Settings) -> Iterator[Any]:
                 f"SCHEDULER {address}: no scheduler answers there ({one_line(error)[:200]}); start one with "
                 "'dask scheduler', or set SCHEDULER = None"
             ) from None
+        if address.startswith("local:"):  # a terminal's Ctrl-C reaches them too, but it is the script's to end them
+            client.run(lambda: signal.signal(signal.SIGINT, signal.SIG_IGN) and None)
         yield client
 
 
@@ -179,8 +182,9 @@ class Cluster:
     """Runs tasks on the workers of a Dask client, like ``in_turn``: outcomes in the order of the tasks."""
 
     def __init__(self, client: Any, address: str, expected: Expected) -> None:
-        self.client, self.address, self.expected = client, address, expected
+        self.client, self.address = client, address
         self.there = _errand(str(ROOT), os.getcwd())
+        self.expected = _pack(expected)
 
     def check(self) -> None:
         """Ask every worker that is there, and tell how many there are. Raises :class:`InputError`, see ``workers``."""
@@ -212,7 +216,7 @@ class Cluster:
 
         def submit(most: int) -> None:
             for item in items[len(futures) : most]:
-                futures.append(self.client.submit(self.there, "task", packed, item, self.expected, pure=False))
+                futures.append(self.client.submit(self.there, "task", packed, _pack(item), self.expected, pure=False))
                 finished.add(futures[-1])
 
         try:
@@ -236,6 +240,8 @@ class Cluster:
             found = future.result()
         except KilledWorker:
             return InputError("each worker that took it died: has it enough memory?")
+        if isinstance(found, str):  # of a worker that came late
+            return InputError(f"a worker {found}")
         for stream, text in found.said:
             getattr(sys, stream).write(text)
         return found.result if found.error is None else InputError(found.error)
@@ -245,9 +251,10 @@ class Cluster:
 
 
 def _errand(root: str, folder: str) -> Callable[..., Any]:
-    """What a worker is sent: it need not know the project, so that this function travels by value."""
+    """What a worker is sent: it need not know the project yet, so that this function travels by value, and what it is
+    called with as bytes."""
 
-    def there(name: str, *arguments: Any) -> Any:
+    def there(name: str, *arguments: bytes) -> Any:
         import importlib
         import os
         import sys
@@ -265,8 +272,9 @@ def _errand(root: str, folder: str) -> Callable[..., Any]:
     return there
 
 
-def report(expected: Expected) -> str | int:
-    """What is wrong with this worker, as the end of a sentence; or the number of its threads."""
+def report(packed: bytes) -> str | int:
+    """What is wrong with this worker, by what is ``Expected``, as the end of a sentence; or how many threads it has."""
+    expected = _unpack(packed)
     if expected.versions != (own := _versions()):
         name = next(name for name, version in expected.versions.items() if own.get(name) != version)
         return f"has another {name} ({own.get(name)}, here {expected.versions[name]}): give it the same"
@@ -275,7 +283,7 @@ def report(expected: Expected) -> str | int:
             return f"does not see {name} {folder} as it is here: all must share it, under the same path"
         if not os.access(folder, os.W_OK):
             return f"cannot write to {name} {folder}"
-    if not expected.data_path.is_dir() or _listing(expected.data_path) != expected.data:
+    if not expected.data_path.is_dir() or not set(expected.data) <= set(_listing(expected.data_path)):
         return f"does not see DATA_PATH {expected.data_path} as it is here: all must share it, under the same path"
     try:
         torch.empty(0, device=expected.device)
@@ -285,7 +293,7 @@ def report(expected: Expected) -> str | int:
     return torch.get_num_threads()
 
 
-def task(packed: bytes, item: Any, expected: Expected) -> Outcome:
+def task(work: bytes, item: bytes, expected: bytes) -> Outcome:
     """Do one task on this worker. One at a time: torch's threads, and where prints go, are the whole process's."""
     from distributed import get_worker
 
@@ -294,10 +302,10 @@ def task(packed: bytes, item: Any, expected: Expected) -> Outcome:
             return Outcome(None, f"worker {get_worker().address} {wrong}", [])
         lines: list[tuple[str, str]] = []
         with contextlib.ExitStack() as stack:
-            if expected.process != (socket.gethostname(), os.getpid()):
+            if _unpack(expected).process != (socket.gethostname(), os.getpid()):
                 stack.enter_context(contextlib.redirect_stdout(_Said("stdout", lines)))
                 stack.enter_context(contextlib.redirect_stderr(_Said("stderr", lines)))
-            (outcome,) = in_turn(_unpack(packed), [item])
+            (outcome,) = in_turn(_unpack(work), [_unpack(item)])
         if isinstance(outcome, (InputError, OSError)):
             return Outcome(None, one_line(outcome), lines)
         return Outcome(outcome, None, lines)
