@@ -343,19 +343,20 @@ def test_cuda_where_there_is_none(flags, capsys):
 
 
 def test_real_images(magnetic_tile, tmp_path):
-    """magnetic_tile, every tenth training image: 0.84 was measured; all 761 images give 0.97."""
+    """magnetic_tile, every tenth training image, every fourth for the test; of all for the test 0.84 was measured."""
     root = tmp_path / "real"
-    for source in sorted(magnetic_tile.rglob("*")):
-        if source.is_file() and (source.parts[-3] != "train" or int(source.stem) % 10 == 0):
-            target = root / "magnetic_tile" / source.relative_to(magnetic_tile)
-            target.parent.mkdir(parents=True, exist_ok=True)
-            target.symlink_to(source)
+    for part, step in (("train", 10), ("test", 4), ("ground_truth", 1)):
+        for folder in (magnetic_tile / part).iterdir():
+            for source in sorted(folder.iterdir())[::step]:
+                target = root / "magnetic_tile" / source.relative_to(magnetic_tile)
+                target.parent.mkdir(parents=True, exist_ok=True)
+                target.symlink_to(source)
     real = ["--data-path", str(root), "--category", "magnetic_tile", "--backbone", "efficientnet_lite0"]
     real += ["--save-dir", str(tmp_path / "out"), "--center-crop", "false", "--device", "cpu"]
     real += ["--sampling-ratio", "0.01", "--conditions", "clean"]  # of all ten it takes three times as long
     assert train.main(real) == 0
     assert evaluation.main(real) == 0
     row = rows(tmp_path)[0]
-    assert (int(row["test_good"]), int(row["test_defective"])) == (191, 392)
+    assert (int(row["test_good"]), int(row["test_defective"])) == (48, 100)
     assert float(row["image_auroc"]) > 0.8
     assert float(row["pixel_auroc"]) > 0.7

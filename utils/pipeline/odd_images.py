@@ -50,7 +50,8 @@ def odd_limit(scores: np.ndarray) -> float:
     lower, middle, upper = np.quantile(values, (0.25, 0.5, 0.75))
     width = max((upper - lower) / np.log(np.log(4) / np.log(4 / 3)), 1e-9)
     place = middle + width * np.log(np.log(2))
-    likely = -np.expm1(-np.exp((place - values) / width))
+    with np.errstate(over="ignore"):  # of what lies far below all others
+        likely = -np.expm1(-np.exp((place - values) / width))
     named = np.flatnonzero(likely <= GOOD_AMONG * np.arange(1, count + 1) / count).max(initial=0) + 1
     return float(np.exp(place - width * np.log(-np.log1p(-GOOD_AMONG * named / count))))
 
