@@ -52,7 +52,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--int8", action="store_true", help="backbone in 8 bits, ranges from the training images")
     settings, options = parser.read(argv)
     # Torch runs what the models are compared with.
-    settings = dataclasses.replace(settings, device=torch.device("cpu"), engine="torch")
+    settings = dataclasses.replace(settings, device=torch.device("cpu"), engine="torch", precision="float32")
     net = build_net(settings)
 
     def export(category: str) -> None:

@@ -185,7 +185,9 @@ def tell_export(path: Path, wanted: bool, pictures: Sequence[Path]) -> None:
     from export_onnx import write_model  # onnx is needed for nothing else here
 
     model = TorchModel(path, config)
-    settings = replace(model.settings, device=torch.device("cpu"), bit_depth=model.detector.bit_depth)
+    settings = replace(
+        model.settings, device=torch.device("cpu"), precision="float32", bit_depth=model.detector.bit_depth
+    )
     net = build_net(settings).with_state(model.checkpoint.state)
     detector = make_detector(model.checkpoint, net, settings.image_size, path)
     samples = [Sample(picture, GOOD) for picture in pictures]

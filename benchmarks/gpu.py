@@ -115,14 +115,14 @@ def detectors(device: torch.device) -> Iterator[tuple[str, str, Detector | None,
     wide, narrow = random_backbone("wide_resnet50_2"), random_backbone("resnet50")
     for ratio in reversed(RATIOS):
         baseline = patchcore(wide, ratio, device)
-        name = f"PatchCore {ratio:.0%}".replace("%", " %")
+        name = f"PatchCore {ratio * 100:g} %"
         yield name, "float32", baseline, as_judge(baseline)
         if name == BASELINE and (peer := anomalib_judge(wide, baseline.banks[0].vectors, device)):
             yield f"anomalib {BASELINE}", "float32", None, peer
     for precision in PRECISIONS:
         for ratio in RATIOS if precision == "float32" else RATIOS[:2]:
             detector = wedge_net(narrow, ratio, precision, device)
-            yield f"WEDGE-Net {ratio:.0%}".replace("%", " %"), precision, detector, as_judge(detector)
+            yield f"WEDGE-Net {ratio * 100:g} %", precision, detector, as_judge(detector)
 
 
 def as_judge(detector: Detector) -> Judge:

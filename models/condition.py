@@ -174,7 +174,7 @@ class ConditionStream(nn.Module):
 
     def align(self, images: Tensor) -> Tensor:
         """(B, 3, H, W) images, their light aligned: the first of what ``measure`` gives, sooner."""
-        gain, offset = self._alignment(self.measure_light(images)[:, :3])
+        gain, offset = self._alignment(self._light_of(images))
         return images * gain[..., None, None] + offset[..., None, None]
 
     def measure(self, images: Tensor) -> tuple[Tensor, Tensor]:
@@ -182,10 +182,10 @@ class ConditionStream(nn.Module):
 
         Of the light: logs of the shares of white and of black among the pixels, of a large image every sixteenth, which
         no alignment brings back; fewer of them than in any training image are no loss, only other light, and count as
-        that many. And, once it is aligned, log of how far the grey image's 90 % quantile is above its
-        median and the 10 % quantile below it, one by the other, and median and 90 % quantile of the colourfulness, the
-        largest channel less the smallest. Of the detail: log of two quantiles of the absolute coefficients of the grey
-        image, for bands cH, cV and cD, from the finest level to the coarsest; of each as many as are ``ENOUGH``.
+        that many. And, once it is aligned, log of how far the grey image's 90 % quantile is above its median and the
+        10 % quantile below it, one by the other, and median and 90 % quantile of the colourfulness, the largest channel
+        less the smallest. Of the detail: log of two quantiles of the absolute coefficients of the grey image, for bands
+        cH, cV and cD, from the finest level to the coarsest; of each as many as are ``ENOUGH``.
         """
         images = images.contiguous()  # pixels as a file has them are the slower layout, here and for the backbone
         clipped = self._clipped(images).maximum(self.least_clipped)
@@ -204,6 +204,10 @@ class ConditionStream(nn.Module):
         ]
         aligned = images * gain[..., None, None] + offset[..., None, None]
         return aligned, torch.cat([*light, *detail], dim=1)
+
+    def _light_of(self, images: Tensor) -> Tensor:
+        """(B, 3, H, W) -> (B, 3, 2), see ``_light``."""
+        return _light(self._seen(self.structure(images), "structure"))
 
     def _clipped(self, images: Tensor) -> Tensor:
         """(B, 3, H, W) -> (B, 2): the shares of white and of black among the pixels of all channels."""
@@ -250,8 +254,7 @@ class ConditionStream(nn.Module):
         """(B, 3, H, W) images -> (B, 4, 2): median of each channel, and range from its 10 to its 90 % quantile; last,
         the shares of white and of black among the pixels."""
         images = images.contiguous()
-        light = _light(self._seen(self.structure(images), "structure"))
-        return torch.cat([light, self._clipped(images)[:, None]], dim=1)
+        return torch.cat([self._light_of(images), self._clipped(images)[:, None]], dim=1)
 
     def fit_light(self, light: Tensor) -> None:
         """Align to the range of what ``measure_light`` gave for the training images, (N, 4, 2)."""

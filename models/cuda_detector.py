@@ -71,7 +71,7 @@ class CudaPiece:
         images = self.net.fill(images)
         with self._aside():
             reading = stream(images)
-        aligned = self.net.fill(stream.align(images))
+        aligned = stream.align(images)
         layers = self.net.backbone(aligned)
         self._join()
         return Embedding(self.net.combine(aligned, *layers, reading.conditions), reading)

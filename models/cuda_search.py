@@ -20,7 +20,7 @@ class Table:
     """A bank as a GPU searches it.
 
     A bank in float16 is searched by tensor cores: a query is parted into two numbers of 11 bits, and their products
-    with the bank's, added up in float32, are as exact as float32's own and three times as fast. A bank in float32 takes
+    with the bank's, added up in float32, are as exact as float32's own and faster. A bank in float32 takes
     float32 products. They find the nearest vector; the distance to it comes from differences. Where two vectors are
     equally near within rounding, it may be that of the other one.
 
@@ -31,7 +31,7 @@ class Table:
     def __init__(self, bank: MemoryBank) -> None:
         self.vectors = bank.vectors
         self.halves = torch.linalg.vector_norm(self.vectors, dim=1, dtype=torch.float32).square() / 2
-        # Rows of whole blocks are read several times as fast.
+        # Rows of whole blocks are read faster.
         self.padding = -bank.dim % _DIMENSIONS
         self.padded = None
         if self.vectors.dtype == torch.float16:

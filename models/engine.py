@@ -147,8 +147,8 @@ class TorchEngine:
     def __init__(self, backbone: Backbone, device: torch.device, precision: str = "float32") -> None:
         self.backbone_name = backbone.name
         self.device, self.dtype, self.tf32 = device, PRECISIONS[precision], precision == "tf32"
-        # channels_last: 1.3 to 1.6 times as fast on a CPU, and the layout that tensor cores want; without them, a GPU
-        # takes a sixth longer for it.
+        # channels_last: 1.3 to 1.6 times as fast on a CPU, and the layout that tensor cores want; a GPU
+        # that must do without them is slower for it.
         exact = device.type == "cuda" and precision == "float32"
         self.layout = torch.contiguous_format if exact else torch.channels_last
         network = fold_batch_norms(copy.deepcopy(backbone))

@@ -78,8 +78,8 @@ class FusedConv(nn.Module):
 def fuse_relu(backbone: nn.Module) -> nn.Module:
     """A network whose batch norms are folded, with each ReLU in the step of the convolution before it.
 
-    Of single images a GPU is done so soon that what counts is the number of steps: ResNet-50 on an H100 takes 14 % less
-    time for it in float32, 43 % in bfloat16. A network of which it cannot be told what it does is given back as it is.
+    Of single images a GPU is done so soon that what counts is the number of steps. A network of which it cannot be told
+    what it does is given back as it is.
     """
     try:
         graph = trace(backbone)
@@ -104,11 +104,10 @@ def fuse_relu(backbone: nn.Module) -> nn.Module:
             if isinstance(first, fx.Node) and isinstance(second, fx.Node):
                 before, added = (first, (second,)) if is_layer(first, nn.Conv2d) else (second, (first,))
                 steps.append(before)
-        convolution = layers.get(before.target) if is_layer(before, nn.Conv2d) else None
-        if convolution is None or len(before.users) > 1 or not _plain(convolution):
+        if not is_layer(before, nn.Conv2d) or len(before.users) > 1 or not _plain(layers[before.target]):
             continue
         name = f"fused_{before.name}"
-        network.add_module(name, FusedConv(convolution))
+        network.add_module(name, FusedConv(layers[before.target]))
         with graph.inserting_before(step):
             step.replace_all_uses_with(graph.call_module(name, (before.args[0], *added)))
         for each in steps:

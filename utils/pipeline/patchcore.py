@@ -51,15 +51,17 @@ def patchcore_embedding(settings: Settings) -> dict[str, Any]:
 
 def build_patchcore(settings: Settings) -> PatchCore:
     """The baseline's embedding network that the settings describe; the same one for the same settings."""
-    return _build(settings.patchcore_backbone, settings.patchcore_weights, settings.device, settings.engine)
+    return _build(
+        settings.patchcore_backbone, settings.patchcore_weights, settings.device, settings.engine, settings.precision
+    )
 
 
 @functools.lru_cache(maxsize=1)
-def _build(name: str, weights: str | None, device: torch.device, engine: str) -> PatchCore:
+def _build(name: str, weights: str | None, device: torch.device, engine: str, precision: str) -> PatchCore:
     with _own_names():
         backbone = build_backbone(name, weights)
-    net = PatchCore(backbone, device=device, engine=engine)
-    net.built_by = (_build, name, weights, device, engine)  # as ``checkpoint.build_net`` has it
+    net = PatchCore(backbone, device=device, engine=engine, precision=precision)
+    net.built_by = (_build, name, weights, device, engine, precision)  # as ``checkpoint.build_net`` has it
     return net
 
 
@@ -177,4 +179,4 @@ def _own_network(settings: Settings, weights: dict[str, Tensor], path: Path) -> 
         ) from error
     # anomalib normalises by ImageNet's figures, whatever the network was trained with.
     backbone.mean, backbone.std = (torch.tensor(figure).view(1, 3, 1, 1) for figure in (IMAGENET_MEAN, IMAGENET_STD))
-    return PatchCore(backbone, device=settings.device, engine=settings.engine)
+    return PatchCore(backbone, device=settings.device, engine=settings.engine, precision=settings.precision)
