@@ -9,13 +9,14 @@ import http.client
 import pickle
 import socket
 import warnings
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
 from importlib import import_module
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from models.efficientnet_lite import LITE, lite_channels, lite_trunk
 from models.errors import InputError, one_line
@@ -112,7 +113,8 @@ def build_backbone(name: str, weights: str | Mapping[str, Tensor] | None = None)
     real = random or name.startswith(PREFIX)
     with torch.random.fork_rng(devices=[]), torch.device("cpu" if real else "meta"):
         torch.manual_seed(RANDOM_SEED)
-        backbone = _architecture(name)
+        with nullcontext() if real else _Undrawn():
+            backbone = _architecture(name)
     if not random:
         if weights is None:
             _load(backbone, _pretrained(name), "the pretrained weights")
@@ -122,6 +124,15 @@ def build_backbone(name: str, weights: str | Mapping[str, Tensor] | None = None)
             _load(backbone, weights, "the state dict")
     backbone.fingerprint = _fingerprint(backbone)
     return backbone
+
+
+class _Undrawn(TorchFunctionMode):
+    """Leaves weights undrawn that are about to be loaded: on "meta" torch would load its compiler first, in seconds."""
+
+    def __torch_function__(
+        self, function: Callable, types: Sequence[type], args: tuple = (), kwargs: dict | None = None
+    ) -> Any:
+        return args[0] if function is Tensor.normal_ else function(*args, **(kwargs or {}))
 
 
 def feature_channels(name: str) -> tuple[int, int]:

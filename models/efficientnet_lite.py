@@ -39,8 +39,7 @@ def _convolution(
         convolution = SameConv2d(inputs, outputs, kernel, stride, groups=groups, bias=False)
     else:
         convolution = nn.Conv2d(inputs, outputs, kernel, padding=kernel // 2, groups=groups, bias=False)
-    if not convolution.weight.is_meta:  # else they are about to be loaded, and torch would load its compiler for it
-        nn.init.kaiming_normal_(convolution.weight, nonlinearity="relu")
+    nn.init.kaiming_normal_(convolution.weight, nonlinearity="relu")
     return [convolution, nn.BatchNorm2d(outputs, eps=1e-3), *([nn.ReLU6(inplace=True)] if relu else [])]
 
 

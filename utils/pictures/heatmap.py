@@ -5,12 +5,12 @@ import re
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageColor
 
 from utils.atomic import atomic_file
 
 COLOURS = np.array([[0, 0, 4], [87, 16, 110], [188, 55, 84], [249, 142, 9], [252, 255, 164]], np.float32)
-FOUND, REGION = (0, 255, 0), (255, 47, 185)  # outlines; the region's as in utils/pictures/panels.py
+FOUND, REGION = "#00ff00", "#ff2fb9"  # outlines: neither a camera's background nor one of a map's colours
 ENLARGED = 2  # times, so that the outline, one pixel of the map wide, leaves the image visible
 
 
@@ -33,7 +33,7 @@ def overlay(
     blended = pixels * (1 - strength) + colours * strength
     for shape, colour in ((region, REGION), (anomaly_map > threshold, FOUND)):
         if shape is not None:
-            blended[_outline(shape).repeat(ENLARGED, axis=0).repeat(ENLARGED, axis=1)] = colour
+            blended[_outline(shape).repeat(ENLARGED, axis=0).repeat(ENLARGED, axis=1)] = ImageColor.getrgb(colour)
     return Image.fromarray(blended.round().astype(np.uint8))
 
 

@@ -14,9 +14,9 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
 from utils.pictures.figures import save_figure
+from utils.pictures.heatmap import REGION
 
 HEAT = "inferno"
-REGION = "#ff2fb9"  # neither a camera's background nor one of HEAT's
 OUTLINE = "#19e3ff"  # stands out from every colour of HEAT
 
 
