@@ -25,7 +25,8 @@ from torch import Tensor
 
 import config
 from benchmarks.common import RESULTS, Row, print_table, write_csv
-from models.coreset import Merged, Part, coreset_of_shard, greedy_coreset
+from models.composable_coreset import Merged, Part, coreset_of_shard
+from models.coreset import greedy_coreset
 from models.memory_bank import MemoryBank
 from models.whitening import fit_whitening
 from utils.console import command

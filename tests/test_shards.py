@@ -10,7 +10,8 @@ import torch
 import config
 import evaluation
 import train
-from models.coreset import Merged, Part, coreset_of_shard, greedy_coreset
+from models.composable_coreset import Merged, Part, coreset_of_shard
+from models.coreset import greedy_coreset
 from models.whitening import fit_lens, fit_whitening, moments_of, pooled
 from utils.console import in_turn
 from utils.data.corruptions import color_jitter

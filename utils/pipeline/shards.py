@@ -12,7 +12,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from models.coreset import Merged, Part, coreset_of_shard, greedy_coreset, random_subset
+from models.composable_coreset import Merged, Part, coreset_of_shard
+from models.coreset import greedy_coreset, random_subset
 from models.detector import Net
 from models.errors import InputError
 from models.whitening import Affine, Moments, moments_of, pooled
