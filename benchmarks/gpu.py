@@ -217,9 +217,8 @@ def draw(path: Path, card: str, rows: Sequence[Row]) -> None:
 
     figure, axes = pyplot.subplots(figsize=(8, 0.6 + 0.36 * len(rows)))
     colours = {name: f"C{number}" for number, name in enumerate(("anomalib", "PatchCore", "WEDGE-Net"))}
-    names = [f"{row['detector']}, {row['precision']}" for row in rows]
-    drawn = axes.barh(names, [row["fps"] for row in rows], color=[colours[name.split()[0]] for name in names])
-    axes.bar_label(drawn, fmt="%.0f", padding=3)
+    names = [f"{row['detector']}, {row['precision']}: {row['fps']:.0f}" for row in rows]
+    axes.barh(names, [row["fps"] for row in rows], color=[colours[name.split()[0]] for name in names])
     bounds = [1e3 / row["backbone_ms"] for row in rows]
     axes.scatter(bounds, names, marker="|", s=160, color="black", zorder=3, label="its backbone alone")
     axes.set(xlabel="images per second, one at a time", title=card)
