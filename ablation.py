@@ -20,6 +20,7 @@ from typing import Any
 import models.threads  # noqa: F401 - before torch
 
 import config
+from models.scoring import WEDGE_NET
 from models.wedge_net import RECIPE
 from utils.console import check_writable, command, for_each
 from utils.data.dataset import find_categories
@@ -48,12 +49,16 @@ def variants(settings: Settings) -> Iterator[tuple[str, Variant]]:
     yield "semantic stream", Variant(f"semantic {semantic}", {"use_semantic": not settings.use_semantic})
     yield "coreset", Variant("random patches", {"sampling_method": "random"})
     if settings.form == "wedge":
+        yield "coreset", recipe("patches, not means", averaged=False)
         yield "conditions", Variant("clean alone", {"conditions": (CLEAN,)})
         yield "light", recipe("not aligned", align_light=False)
         yield "scales", recipe("layer 2 alone", layers=(2,))
         yield "scales", recipe("layer 3 alone", layers=(3,))
         yield "layer 3", recipe("not centred", centring=0.0)
         yield "layer 3", recipe("centred wholly", centring=1.0)
+        for share in (0.0, 1.0):
+            taken = f"{share:.0%} taken out" if share else "left in"
+            yield "background", recipe(taken, scoring=WEDGE_NET._replace(background=share))
         yield "metric", recipe("Euclidean", shrinkage=1e6)
         for shrinkage in (0.03, 0.3):
             yield "metric", recipe(f"shrinkage {shrinkage:g}", shrinkage=shrinkage)

@@ -10,7 +10,7 @@ from torch import Tensor
 from models.engine import OnnxEngine
 from models.memory_bank import MemoryBank
 from models.patchcore import PatchCore
-from models.scoring import AnomalyMap, Prediction, image_scores
+from models.scoring import AnomalyMap, Prediction, image_scores, less_background
 from models.wedge_net import Embedding, WedgeNet
 
 if TYPE_CHECKING:
@@ -156,11 +156,11 @@ def combine(
     """
     chosen = slice(0, 1) if conditions is None else conditions
     scales, offsets = scales[chosen], offsets[chosen]
-    scaled = [own * scales[:, scale, None] for scale, own in enumerate(distances)]
+    scoring = anomaly_maps[0].scoring
+    scaled = [less_background(own * scales[:, scale, None], scoring.background) for scale, own in enumerate(distances)]
     scaled[0] = scaled[0] + offsets[:, None]
     maps = None
     for own, anomaly_map in zip(scaled, anomaly_maps, strict=True):
         own = anomaly_map(anomaly_map.on_grid(own))
         maps = own if maps is None else maps + own
-    smoothed = anomaly_maps[0].scoring.smoothed
-    return image_scores(maps if smoothed else anomaly_maps[0].on_grid(scaled[0])), maps
+    return image_scores(maps if scoring.smoothed else anomaly_maps[0].on_grid(scaled[0])), maps

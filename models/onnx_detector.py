@@ -23,7 +23,7 @@ from models.errors import InputError
 from models.memory_bank import MemoryBank
 from models.onnx_embedding import write_embedding
 from models.onnx_graph import Writer, model_of, trunk_graph
-from models.scoring import Prediction
+from models.scoring import LEAST_BACKGROUND, Prediction, quarter
 
 TILE = 256  # bank vectors in one product: with one image's 784 patches 0.8 MB, which stays in a core's cache
 FLOAT_LAYERS = 6  # convolutions that an 8-bit backbone keeps in float32: all later ones amplify what they round off
@@ -196,6 +196,10 @@ def _judge(write: Writer, detector: Detector, distances: Sequence[str], conditio
     for scale, (own, each) in enumerate(zip(distances, maps, strict=True)):
         patches = detector.net.patches(detector.image_size, scale)
         own = write("Mul", write("Reshape", own, [-1, patches]), chosen(detector.scales[:, scale]))
+        if each.scoring.background:  # ``models.scoring.less_background``
+            lowest, _ = write.several("TopK", 2, own, [quarter(patches)], axis=1, largest=0, sorted=0)
+            lowest = write("Max", write("ReduceMax", lowest, [1], keepdims=1), LEAST_BACKGROUND)
+            own = write("Sub", own, write("Mul", lowest, each.scoring.background))
         if scale == 0:
             own = write("Add", own, chosen(detector.offsets))
         if each.places is not None:

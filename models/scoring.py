@@ -10,6 +10,9 @@ from torch import Tensor, nn
 
 from models.region import patches_inside
 
+# Below it a quartile counts as this: distances near 0, of patches that are remembered as they are, are mostly rounding.
+LEAST_BACKGROUND = 0.2
+
 
 class Scoring(NamedTuple):
     """The choices by which methods differ.
@@ -17,16 +20,19 @@ class Scoring(NamedTuple):
     ``upsampling`` of the distances, as ``torch.nn.functional.interpolate`` calls it for one axis ('linear' or
     'nearest'); ``border``, how the Gaussian continues the map beyond the image, as scipy calls it ('reflect' or
     'mirror'); ``smoothed``, whether an image's score is the maximum of its smoothed map or of the distances themselves;
-    ``sigma``, the Gaussian's, in pixels.
+    ``sigma``, the Gaussian's, in pixels; ``background``, the share of an image's own lower quartile that is taken out
+    of its distances, see ``less_background``.
     """
 
     upsampling: str
     border: str
     smoothed: bool
     sigma: float = 4.0
+    background: float = 0.0
 
 
-WEDGE_NET = Scoring("linear", "reflect", smoothed=True)
+PAPER = Scoring("linear", "reflect", smoothed=True)
+WEDGE_NET = PAPER._replace(background=0.5)
 PATCHCORE = Scoring("nearest", "mirror", smoothed=False)
 
 
@@ -63,7 +69,7 @@ class AnomalyMap(nn.Module):
         self,
         grid: tuple[int, int],
         image_size: tuple[int, int],
-        scoring: Scoring = WEDGE_NET,
+        scoring: Scoring = PAPER,
         inside: Tensor | None = None,
     ):
         super().__init__()
@@ -96,6 +102,24 @@ def _upsample_and_smooth(cells: int, pixels: int, scoring: Scoring) -> Tensor:
     upsampled = F.interpolate(torch.eye(cells, dtype=torch.float64)[None], size=pixels, mode=scoring.upsampling)[0]
     smoothed = gaussian_filter1d(upsampled.numpy(), scoring.sigma, axis=1, mode=scoring.border)
     return torch.from_numpy(np.ascontiguousarray(smoothed.T)).float()
+
+
+def less_background(distances: Tensor, share: float) -> Tensor:
+    """(B, P) distances, in units of what good parts have, less a share of their lower quartile in each image; can be
+    exported.
+
+    What all of a picture has in common, such as its light, moves all of its distances, and is no defect. A defect moves
+    the quartile only if it covers three quarters of the picture.
+    """
+    if not share:
+        return distances
+    lowest = distances.topk(quarter(distances.shape[1]), dim=1, largest=False, sorted=False).values
+    return distances - share * lowest.amax(dim=1, keepdim=True).clamp_min(LEAST_BACKGROUND)
+
+
+def quarter(patches: int) -> int:
+    """A quarter of so many patches, rounded up."""
+    return -(-patches // 4)
 
 
 def image_scores(maps: Tensor) -> Tensor:

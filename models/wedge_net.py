@@ -16,7 +16,7 @@ from models.engine import in_parts, make_engine
 from models.errors import InputError
 from models.frequency import FrequencyGate
 from models.region import RegionOfInterest
-from models.scoring import WEDGE_NET
+from models.scoring import PAPER, WEDGE_NET, Scoring
 from models.semantic import attention_mask
 from models.whitening import SHRINKAGE, Affine, ConditionMaps
 
@@ -28,12 +28,15 @@ class Recipe:
     """The figures of form 'wedge' that the ablation varies and nobody else needs to.
 
     ``layers`` that are remembered; ``centring``, the share of an image's own mean that is taken out of layer 3, so that
-    its light counts less; ``shrinkage`` of the metric, None for plain Euclidean distances; ``align_light``.
+    its light counts less; ``shrinkage`` of the metric, None for plain Euclidean distances; ``averaged``, whether the
+    means of cells are remembered or the patches that were chosen, see ``Cells``; ``scoring``; ``align_light``.
     """
 
     layers: tuple[int, ...] = (2, 3)
     centring: float = 0.7
     shrinkage: float | None = SHRINKAGE
+    averaged: bool = True
+    scoring: Scoring = WEDGE_NET
     align_light: bool = True
 
 
@@ -75,8 +78,6 @@ class WedgeNet(nn.Module):
     [(2, 784, 40), (2, 196, 112)]
     """
 
-    scoring = WEDGE_NET
-
     def __init__(
         self,
         backbone: Backbone,
@@ -93,6 +94,7 @@ class WedgeNet(nn.Module):
         self.device = torch.device(device)
         self.backbone_name, self.fingerprint = backbone.name, backbone.fingerprint
         self.form, self.use_semantic, self.recipe = form, use_semantic, recipe
+        self.scoring = PAPER if form == "paper" else recipe.scoring
         self.gate = frequency if isinstance(frequency, FrequencyGate) else None
         self.stream = frequency if isinstance(frequency, ConditionStream) else None
         self.register_module("region", None)  # everything is looked at

@@ -10,14 +10,15 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from models.calibration import calibration_images, held_out_distances, held_out_from_the_metric
+from models.calibration import calibration_images, held_out_from_the_metric
+from models.cells import Cells
 from models.conformal import conformal_threshold, p_values, smallest_rate
-from models.coreset import greedy_coreset, random_subset
+from models.coreset import greedy_coreset
 from models.errors import InputError
-from models.memory_bank import MemoryBank
-from models.scoring import WEDGE_NET, AnomalyMap, image_scores
+from models.scoring import WEDGE_NET, AnomalyMap
 from models.whitening import fit_whitening
-from utils.pipeline.shards import InMemory, Memory
+from tests.test_cells import draw_images, held_out, memory_by_loops
+from utils.pipeline.shards import InMemory
 from utils.pipeline.training import calibrate
 
 scores = st.lists(st.integers(0, 20), min_size=1, max_size=60).map(lambda values: np.array(values, np.float32))
@@ -71,90 +72,16 @@ def test_a_rate_is_a_share(rate):
         conformal_threshold(np.array([1.0]), rate)
 
 
-def draw_images(count, seed, spread=0.5):
-    """(count, 16, 6) features: patches of a place resemble each other from image to image."""
-    generator = torch.Generator().manual_seed(seed)
-    places = torch.rand(16, 6, generator=torch.Generator().manual_seed(99)) * 4
-    return places + torch.randn(count, 16, 6, generator=generator) * spread
-
-
-def held_out_by_loops(features, images, count, rows, folds, queries=None):
-    """The definition, in float64: each fold against the others' vectors and what closes the holes that it leaves.
-
-    ``features`` of all images, of which ``rows`` are the bank's; ``queries`` of ``images``, if not those features.
-    """
-    queries = (features[images] if queries is None else queries).double()
-    vectors, owners = features.flatten(0, 1)[rows].double(), rows // features.shape[1]
-    flat = queries.flatten(0, 1)
-    radius = torch.cdist(flat, vectors).amin(dim=1).max()
-    distances = torch.full(queries.shape[:2], torch.inf, dtype=torch.float64)
-    for fold in range(folds):
-        inside = torch.tensor(
-            [count * fold // folds <= number < count * (fold + 1) // folds for number in range(count)]
-        )
-        bank = list(vectors[~inside[owners]])
-        if not bank:
-            continue
-        outside = ~inside[images].repeat_interleave(queries.shape[1])
-        while True:
-            nearest = torch.cdist(flat, torch.stack(bank)).amin(dim=1)
-            farthest = torch.where(outside, nearest, 0).argmax()
-            if not outside.any() or nearest[farthest] <= radius * (1 + 1e-6):
-                break
-            bank.append(flat[farthest])
-        distances[inside[images]] = nearest.view(queries.shape[:2])[inside[images]]
-    return distances.float()
-
-
-@pytest.mark.parametrize(
-    ("count", "kept", "chosen"),
-    [
-        (23, 30, range(23)),  # folds of two and three images
-        (7, 60, range(7)),  # each a fold of its own
-        (30, 40, range(0, 30, 4)),  # some of the images are held out, a fold has none of them
-        (2, 8, range(2)),
-    ],
-)
-@pytest.mark.parametrize("method", ["coreset", "random"])
-def test_held_out_distances_are_those_of_the_definition(count, kept, chosen, method):
-    features, images = draw_images(count, 0), torch.tensor(chosen)
-    patches = features.flatten(0, 1)
-    rows = (greedy_coreset(patches, kept) if method == "coreset" else random_subset(len(patches), kept)).sort().values
-    found = held_out_distances(features[images], images, count, patches[rows], rows // 16)
-    expected = held_out_by_loops(features, images, count, rows, min(10, count))
-    assert found.isfinite().all()
-    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
-
-
-def test_images_in_another_condition_are_held_out_from_the_memory_of_clean_ones():
-    features, seen = draw_images(23, 0), draw_images(23, 0) + draw_images(23, 1, spread=0.2) * 0.1
-    rows = greedy_coreset(features.flatten(0, 1), 30).sort().values
-    images = torch.arange(0, 23, 2)
-    found = held_out_distances(seen[images], images, 23, features.flatten(0, 1)[rows], rows // 16)
-    expected = held_out_by_loops(features, images, 23, rows, 10, seen[images])
-    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
-
-
-def test_what_leaves_nothing_to_be_judged_by_is_infinitely_far():
-    """A single image; and the one image that the whole bank comes from."""
-    features = draw_images(5, 0)
-    alone = held_out_distances(features[:1], torch.tensor([0]), 1, features[0], torch.zeros(16).long())
-    assert alone.shape == (1, 16) and alone.isinf().all()
-    found = held_out_distances(features, torch.arange(5), 5, features[3], torch.full((16,), 3))
-    assert found[3].isinf().all() and found[[0, 1, 2, 4]].isfinite().all()
-    expected = torch.cdist(features[[0, 1, 2, 4]], features[3]).amin(dim=2)
-    torch.testing.assert_close(found[[0, 1, 2, 4]], expected, rtol=1e-4, atol=1e-4)
-
-
 def test_each_of_a_few_images_is_measured_by_a_metric_made_without_it():
     features = draw_images(6, 0)
     patches = features.flatten(0, 1)
     rows = greedy_coreset(patches, 20).sort().values
-    found = held_out_from_the_metric(features, rows, 0.1)
+    found = held_out_from_the_metric(features, rows, 0.1, averaged=True)
     for image in range(6):
-        metric = fit_whitening(features[torch.arange(6) != image].flatten(0, 1), 0.1)
-        expected = held_out_by_loops(metric(features), torch.arange(6), 6, rows, 6)
-        torch.testing.assert_close(found[image], expected[image], rtol=1e-4, atol=1e-4)
+        mapped = fit_whitening(features[torch.arange(6) != image].flatten(0, 1), 0.1)(features)
+        memory = memory_by_loops(mapped, torch.arange(6), rows, True, [image])
+        expected = torch.cdist(mapped[image].double(), memory).amin(dim=1).float()
+        torch.testing.assert_close(found[image], expected, rtol=1e-4, atol=1e-4)
 
 
 def test_a_few_images_lie_as_far_as_new_ones_do():
@@ -172,26 +99,13 @@ def test_a_few_images_lie_as_far_as_new_ones_do():
         metric = fit_whitening(patches, 0.01)
         found.append(
             [
-                held_out_distances(metric(features), torch.arange(10), 10, metric(patches), owners).mean(),
-                held_out_from_the_metric(features, torch.arange(160), 0.01).mean(),
+                held_out(metric(features), torch.arange(10), 10, metric(patches), owners)[0].mean(),
+                held_out_from_the_metric(features, torch.arange(160), 0.01, averaged=True).mean(),
                 torch.cdist(metric(draw(10).flatten(0, 1)), metric(patches)).amin(dim=1).mean(),
             ]
         )
     nearer, honest, new = torch.tensor(found).mean(dim=0)
     assert nearer < 0.93 * new < 0.97 * new < honest < 1.05 * new
-
-
-@pytest.mark.parametrize("ratio", [0.02, 0.1, 1.0])
-def test_held_out_distances_are_distributed_like_those_of_new_images(ratio):
-    features, fresh = draw_images(100, 1), draw_images(400, 2)
-    patches, anomaly_map = features.flatten(0, 1), AnomalyMap((4, 4), (32, 32))
-    rows = greedy_coreset(patches, int(len(patches) * ratio)).sort().values
-    held_out = held_out_distances(features, torch.arange(100), 100, patches[rows], rows // 16)
-    distances = MemoryBank(patches[rows]).nearest(fresh.flatten(0, 1))
-    calibration, scores = (image_scores(anomaly_map(part.view(-1, 4, 4))).numpy() for part in (held_out, distances))
-    assert abs(calibration.mean() - scores.mean()) < 0.25 * scores.std()
-    alarms = (scores > conformal_threshold(calibration, 0.1)).mean()
-    assert 0.03 < alarms < 0.2  # 0.1, give or take what 100 and 400 images tell
 
 
 def test_as_many_images_are_held_out_as_time_allows():
@@ -220,7 +134,8 @@ def calibrated(count, spreads=(0.5, 0.6, 0.8)):
     memories = []
     for scale in scales:
         rows = greedy_coreset(scale.flatten(0, 1), max(1, count)).sort().values
-        memories.append(Memory(scale.flatten(0, 1)[rows], rows // scale.shape[1], rows))
+        chosen = scale.flatten(0, 1)[rows]
+        memories.append(Cells(scale, torch.arange(count), count, chosen, rows // scale.shape[1], averaged=True))
     net = SimpleNamespace(conditions=spreads, scoring=WEDGE_NET, region=None, grids=lambda image_size: GRIDS)
     settings = SimpleNamespace(image_size=(32, 32))
     calibration = calibrate(net, settings, memories, InMemory(scales, settings), count, altered)
@@ -228,26 +143,29 @@ def calibrated(count, spreads=(0.5, 0.6, 0.8)):
 
 
 def scores_by_loops(distances, units, offset):
-    """Image scores of distances (n, h*w) at each scale: both maps, each in its unit, added, and their maximum."""
+    """Image scores of distances (n, h*w) at each scale: both maps, each in its unit, added, and their maximum.
+
+    Half of the lower quartile of an image's distances is taken out of them.
+    """
     maps = [
-        AnomalyMap(grid, (32, 32))(own.view(-1, *grid)) * unit
+        AnomalyMap(grid, (32, 32))((own - own.sort().values[:, own.shape[1] // 4 - 1, None] / 2).view(-1, *grid)) * unit
         for own, grid, unit in zip(distances, GRIDS, units, strict=True)
     ]
     return (sum(maps) + offset).amax(dim=(1, 2))
 
 
 def test_units_and_offsets_make_good_parts_alike_at_every_scale_and_in_every_condition():
-    (units, offsets, scores, judged, distances), memories, scales, altered = calibrated(30)
+    (units, offsets, scores, judged, distances, spreads), memories, scales, altered = calibrated(30)
     images = torch.arange(30)
-    conditions = []
-    for parts in (scales, *altered):
-        conditions.append(
-            [held_out_distances(p, images, 30, *memory[:2]) for p, memory in zip(parts, memories, strict=True)]
-        )
+    conditions = [
+        [memory.distances(images, own)[0] for own, memory in zip(parts, memories, strict=True)]
+        for parts in (scales, *altered)
+    ]
     assert torch.equal(judged, images)
     assert all(map(torch.equal, distances, conditions[0]))
-    for own, unit in zip(conditions[0], units[0], strict=True):
+    for own, unit, spread in zip(conditions[0], units[0], spreads, strict=True):
         assert (own * unit).square().mean().item() == pytest.approx(1, rel=1e-4)
+        assert (unit * spread).item() == pytest.approx(1)
     torch.testing.assert_close(scores, scores_by_loops(conditions[0], units[0], 0), rtol=1e-4, atol=1e-4)
     assert offsets[0] == 0
     for own, unit, offset in zip(conditions, units, offsets, strict=True):

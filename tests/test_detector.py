@@ -15,6 +15,7 @@ from utils.pipeline.checkpoint import build_net, load_checkpoint, load_detector,
 from utils.settings import SettingsParser
 
 CENTRING = 0.7  # share of an image's mean that is taken out of layer 3
+BACKGROUND, LEAST = 0.5, 0.2  # share of an image's lower quartile that is taken out of its distances, and its floor
 
 
 def enlarged(grid, size):
@@ -47,7 +48,9 @@ def judged_by_hand(image, saved, backbone):
             for column in range(layer.shape[2]):
                 patch = averaged[:, row, column] @ matrix + offset
                 distances[row, column] = np.sqrt(((bank - patch) ** 2).sum(axis=1).min())
-        whole = enlarged(distances * saved.scales[condition, scale].item(), image.shape[1:])
+        distances *= saved.scales[condition, scale].item()
+        quartile = np.sort(distances, axis=None)[-(-distances.size // 4) - 1]
+        whole = enlarged(distances - BACKGROUND * max(quartile, LEAST), image.shape[1:])
         anomaly_map += gaussian_filter(whole, 4)
     anomaly_map += saved.offsets[condition].item()
     return anomaly_map.max(), anomaly_map, condition, unfamiliar

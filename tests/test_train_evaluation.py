@@ -274,7 +274,8 @@ def test_random_sampling(flags, tmp_path):
 
 
 def test_smaller_banks_are_part_of_larger_ones(flags, tmp_path):
-    assert train.main([*flags, "--sampling-ratio", "all"]) == 0
+    """Where patches themselves are remembered."""
+    assert train.main([*flags, "--form", "paper", "--sampling-ratio", "all"]) == 0
     banks = [load_checkpoint(bank(tmp_path, name)).memory_banks for name in ("1pct", "10pct", "100pct")]
     for pair in itertools.pairwise(banks):
         for small, large in zip(*pair, strict=True):

@@ -1,7 +1,7 @@
 """Good parts that join a memory after training, without the training pictures.
 
-A memory covers good patches up to a radius: no training patch is farther from it. Of new good parts only those patches
-join that lie farther away, so that afterwards none does.
+Good patches lie at some distance from a memory that has not seen them, their spread. Of new good parts only those
+patches join that lie farther away, so that afterwards none does.
 """
 
 import copy
@@ -12,14 +12,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from models.calibration import FOLDS, cover
+from models.cells import FOLDS
 from models.detector import Detector
 from models.memory_bank import MemoryBank
 from models.wedge_net import Embedding
 from utils.pipeline.checkpoint import Checkpoint
 
-_PROBES = 2048  # vectors of a bank whose neighbours are looked for
-_ROWS = 4096  # bank vectors in one product
 FAR = 1.0  # a score beyond the highest of good parts, by this many times its distance from their median, is a defect's
 
 
@@ -39,26 +37,6 @@ class Remembered:
 
 
 @torch.inference_mode()
-def covering_radius(vectors: Tensor, ratio: float) -> float:
-    """How far a good patch may lie from a bank (M, D) that holds ``ratio`` of them; 0 if it holds all.
-
-    A patch is chosen only if it is farther than this from those chosen before, and none of the others was: it is the
-    distance of the two vectors that are closest, of a large bank estimated from some of them.
-    """
-    if ratio == 1 or len(vectors) < 2:
-        return 0.0
-    probes = torch.linspace(0, len(vectors) - 1, min(_PROBES, len(vectors))).round().long().unique()
-    queries = vectors[probes].float()
-    nearest = torch.full((len(probes),), torch.inf)
-    for start in range(0, len(vectors), _ROWS):
-        distances = torch.cdist(queries, vectors[start : start + _ROWS].float())
-        own = (probes >= start) & (probes < start + _ROWS)
-        distances[own.nonzero()[:, 0], probes[own] - start] = torch.inf
-        nearest = torch.minimum(nearest, distances.amin(dim=1))
-    return float(nearest.min())
-
-
-@torch.inference_mode()
 def remember_pictures(
     detector: Detector, checkpoint: Checkpoint, seen: Embedding, threshold: float, entry: dict[str, Any]
 ) -> Remembered:
@@ -69,7 +47,7 @@ def remember_pictures(
     ``threshold``: these pictures were picked because they scored high, and stand for the many that did not.
     """
     conditions = None if seen.reading is None else seen.reading.conditions
-    radii = [covering_radius(vectors, checkpoint.sampling_ratio) for vectors in checkpoint.memory_banks]
+    spreads = checkpoint.spreads.tolist()
     known = detector.distances(seen.features)
     count = len(seen.features[0])
 
@@ -77,8 +55,8 @@ def remember_pictures(
         """What some of the pictures add to the memory of a scale, (m, D), as it will be stored."""
         patches = seen.features[scale][pictures].flatten(0, 1)
         stored = patches.to(checkpoint.memory_banks[scale].dtype).float()
-        far = known[scale][pictures].flatten() > radii[scale]
-        return cover(stored[far], known[scale][pictures].flatten()[far], radii[scale])
+        far = known[scale][pictures].flatten() > spreads[scale]
+        return cover(stored[far], known[scale][pictures].flatten()[far], spreads[scale])
 
     def distances(scale: int, new: Tensor, pictures: Tensor) -> Tensor:
         """Of some of the pictures, to the memory with what is new in it."""
@@ -119,3 +97,16 @@ def defect_limit(calibration: Tensor) -> float:
     """The score above which a picture is rather a defect than another kind of good part: far above all good ones."""
     highest, middle = calibration.max(), calibration.median()
     return float(highest + FAR * (highest - middle))
+
+
+def cover(patches: Tensor, distances: Tensor, radius: Tensor | float) -> Tensor:
+    """Of (n, D) patches, at ``distances`` (n,) from a bank, those (m, D) that leave none farther than ``radius``.
+
+    The farthest first, as in the selection of a coreset.
+    """
+    added = []
+    while len(patches):
+        added.append(patches[distances.argmax()])
+        distances = torch.minimum(distances, torch.linalg.vector_norm(patches - added[-1], dim=1))
+        patches, distances = patches[distances > radius], distances[distances > radius]
+    return torch.stack(added) if added else patches

@@ -23,9 +23,9 @@ from utils.pipeline.inference import extract_features
 from utils.settings import Settings
 
 
-class Memory(NamedTuple):
-    """``vectors`` (M, D) of one scale; for each of them the number of its training image, ``owners`` (M,), and its own
-    among all patches, ``rows`` (M,)."""
+class Chosen(NamedTuple):
+    """Patches of one scale that were chosen, ``vectors`` (M, D); for each of them the number of its training image,
+    ``owners`` (M,), and its own among all patches, ``rows`` (M,), ascending."""
 
     vectors: Tensor
     owners: Tensor
@@ -56,13 +56,13 @@ class InMemory:
         """Choose the patches of memories of several sizes; ``sizes`` of each scale."""
         self.chosen = [choose_patches(*each, self.settings) for each in zip(self.scales, sizes, strict=True)]
 
-    def memory(self, scale: int, size: int, dtype: torch.dtype) -> Memory:
-        """A memory of one of these sizes."""
+    def of_size(self, scale: int, size: int) -> Chosen:
+        """Those of a scale for a memory of one of these sizes."""
         patches = self.scales[scale].flatten(0, 1)
         # A whole bank is the features themselves: a copy would double the memory.
         whole = size == len(patches)
         rows = torch.arange(size) if whole else self.chosen[scale][:size].sort().values
-        return Memory((patches if whole else patches[rows]).to(dtype), rows // self.patches[scale], rows)
+        return Chosen(patches if whole else patches[rows], rows // self.patches[scale], rows)
 
 
 class InShards:
@@ -118,11 +118,11 @@ class InShards:
                 own.add(part)
         self.chosen = [own.result() for own in merged]
 
-    def memory(self, scale: int, size: int, dtype: torch.dtype) -> Memory:
-        """A memory of one of these sizes."""
+    def of_size(self, scale: int, size: int) -> Chosen:
+        """Those of a scale for a memory of one of these sizes."""
         part = self.chosen[scale]
         part = part.take(part.numbers[:size].argsort())
-        return Memory(part.vectors.to(dtype), part.numbers // self.patches[scale], part.numbers)
+        return Chosen(part.vectors, part.numbers // self.patches[scale], part.numbers)
 
     def _tasks(self, shards: Sequence[list[Sample]], function: Callable[[int, list[Tensor]], Any]) -> Iterator[Any]:
         """``function`` of each shard's first image and features, in the metric once there is one."""

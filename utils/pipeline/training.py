@@ -18,10 +18,10 @@ from torch import Tensor
 from models.calibration import (
     FEW,
     calibration_images,
-    held_out_distances,
     held_out_from_the_metric,
     through_held_out_lenses,
 )
+from models.cells import Cells
 from models.detector import Net, combine, make_maps
 from models.errors import InputError
 from models.parallel import one_thread
@@ -44,7 +44,7 @@ from utils.pipeline.checkpoint import (
 from utils.pipeline.conditions import learn_conditions, learn_light, lens_images, most_lens_images
 from utils.pipeline.inference import LARGE, numbers_of, stored_as
 from utils.pipeline.patchcore import build_patchcore, patchcore_embedding, patchcore_path
-from utils.pipeline.shards import Features, Memory, embed, in_shards
+from utils.pipeline.shards import Features, embed, in_shards
 from utils.settings import Settings
 
 CORESET_BYTES = 272  # for each patch, while some are chosen, see ``greedy_coreset``
@@ -59,7 +59,7 @@ class Method:
 
     ``embedding`` the settings that the features depend on; ``path`` of a category and a ratio: where that bank goes;
     ``folder`` the setting that names its folder; ``bank_dtype`` what the bank is stored in; ``shrinkage`` of the
-    metric, None for plain Euclidean distances.
+    metric, None for plain Euclidean distances; ``averaged``, see ``Cells``.
     """
 
     net: Net
@@ -68,6 +68,7 @@ class Method:
     folder: str
     bank_dtype: torch.dtype = torch.float32
     shrinkage: float | None = None
+    averaged: bool = False
 
 
 def wedge_net_method(settings: Settings, recipe: Recipe = RECIPE) -> Method:
@@ -77,7 +78,7 @@ def wedge_net_method(settings: Settings, recipe: Recipe = RECIPE) -> Method:
         settings.embedding(),
         lambda category, ratio: bank_path(settings.save_dir, category, ratio),
         "SAVE_DIR",
-        *((torch.float16, recipe.shrinkage) if settings.form == "wedge" else ()),
+        *((torch.float16, recipe.shrinkage, recipe.averaged) if settings.form == "wedge" else ()),
     )
 
 
@@ -94,9 +95,9 @@ def patchcore_method(settings: Settings) -> Method:
 class Calibration(NamedTuple):
     """What makes scores comparable, and how good parts score that the memory has not seen.
 
-    ``scales`` (K, S) and ``offsets`` (K,), see ``Detector``; ``scores`` (n,) of the training images with the
-    numbers ``images`` (n,), whose patches lie as far from the memory of the others as ``distances`` (n, h*w) of each
-    scale say.
+    ``scales`` (K, S) and ``offsets`` (K,), see ``Detector``; ``scores`` (n,) of the training images with the numbers
+    ``images`` (n,), whose patches lie as far from the memory of the others as ``distances`` (n, h*w) of each scale say;
+    ``spreads`` (S,), the root mean square of these distances.
     """
 
     scales: Tensor
@@ -104,6 +105,7 @@ class Calibration(NamedTuple):
     scores: Tensor
     images: Tensor
     distances: list[Tensor]
+    spreads: Tensor
 
 
 class Trained(NamedTuple):
@@ -162,15 +164,23 @@ def train_category(
     picture_sizes = size_range(sample.path for sample in samples)
     trained = []
     for place, ratio in enumerate(ratios):
-        memories = [features.memory(scale, own[place], method.bank_dtype) for scale, own in enumerate(sizes)]
+        chosen = [features.of_size(scale, own[place]) for scale, own in enumerate(sizes)]
+        images = calibration_images(
+            len(samples), [(own, *each.vectors.shape) for own, each in zip(features.patches, chosen, strict=True)]
+        )
+        memories = [
+            Cells(own, images, len(samples), each.vectors, each.owners, method.averaged)
+            for own, each in zip(features.of(images), chosen, strict=True)
+        ]
         few = [
-            held_out_from_the_metric(own.float(), memory.rows, method.shrinkage)
-            for own, memory in zip(unmapped, memories, strict=False)
+            held_out_from_the_metric(own.float(), each.rows, method.shrinkage, method.averaged)
+            for own, each in zip(unmapped, chosen, strict=False)
         ]
         calibration = calibrate(net, settings, memories, features, len(samples), altered, few)
         path = method.path(category, ratio)
         checkpoint = Checkpoint(
-            memory_banks=[memory.vectors for memory in memories],
+            memory_banks=[memory.vectors.to(method.bank_dtype) for memory in memories],
+            spreads=calibration.spreads,
             scales=calibration.scales,
             offsets=calibration.offsets,
             settings=method.embedding | {"BIT_DEPTH": settings.bit_depth},
@@ -261,7 +271,7 @@ def fit_maps(
 def calibrate(
     net: Net,
     settings: Settings,
-    memories: Sequence[Memory],
+    memories: Sequence[Cells],
     features: Features,
     count: int,
     altered: Sequence[Sequence[Tensor]],
@@ -273,24 +283,9 @@ def calibrate(
     condition mean and standard deviation of good parts' scores become those of clean ones. ``few``, if given, are
     distances of all training images at each scale that are to be relied on instead, see ``held_out_from_the_metric``.
     """
-    images = calibration_images(
-        count, [(own, *memory.vectors.shape) for own, memory in zip(features.patches, memories, strict=True)]
-    )
-    scales = features.of(images)
     maps = make_maps(net, settings.image_size)
-    units = torch.ones(len(net.conditions), len(scales))
+    units = torch.ones(len(net.conditions), len(memories))
     offsets = torch.zeros(len(units))
-
-    def distances(
-        parts: Sequence[Tensor], numbers: Tensor, found: Sequence[Tensor] = ()
-    ) -> tuple[Tensor, list[Tensor]]:
-        """The numbers of the images that can be judged at all scales, and their held-out distances at each."""
-        found = found or [
-            held_out_distances(part, numbers, count, memory.vectors, memory.owners)
-            for part, memory in zip(parts, memories, strict=True)
-        ]
-        known = torch.stack([own.isfinite().all(dim=1) for own in found]).all(dim=0)
-        return numbers[known], [own[known] for own in found]
 
     def scores(held_out: Sequence[Tensor]) -> Tensor:
         if not len(held_out[0]):
@@ -299,23 +294,38 @@ def calibrate(
             [combine(part, units, offsets, maps)[0] for part in zip(*(own.split(64) for own in held_out), strict=True)]
         )
 
-    images, held_out = distances(scales, images, few)
-    if len(scales) > 1:  # of a single scale, distances are the scores' unit
-        for scale, (own, patches_of) in enumerate(zip(held_out, scales, strict=True)):
-            # A single image has no others to be compared with; its patches' own spread is the best guess.
-            known = own if len(own) else patches_of.float().square().sum(dim=2).sqrt()
-            with one_thread():
-                units[:, scale] = 1 / known.square().mean().sqrt().clamp_min(1e-6)
+    images = memories[0].images
+    held_out = list(few) or [memory.distances(images, memory.features)[0] for memory in memories]
+    known = _all_finite(held_out)
+    images, held_out = images[known], [own[known] for own in held_out]
+    # A single image has no others to be compared with; its patches' own spread is the best guess.
+    known = [
+        own if len(own) else memory.features.float().square().sum(dim=2).sqrt()
+        for own, memory in zip(held_out, memories, strict=True)
+    ]
+    with one_thread():
+        spreads = torch.stack([own.square().mean().sqrt() for own in known])
+    if len(memories) > 1:  # of a single scale, distances are the scores' unit
+        units[:] = 1 / spreads.clamp_min(1e-6)
     calibration = scores(held_out)
-    numbers = lens_images(count, len(altered[0][0])) if altered else []
-    clean = scores(distances(features.of(numbers), numbers)[1]) if altered else None
-    for condition, parts in enumerate(altered, start=1):
-        own = scores(distances(parts, numbers)[1])
-        if len(own) > 1 and own.std() > 0 and clean.std() > 0:
-            factor = clean.std() / own.std()
-            units[condition] *= factor
-            offsets[condition] = clean.mean() - factor * own.mean()
-    return Calibration(units, offsets, calibration, images, held_out)
+    if altered:
+        numbers = lens_images(count, len(altered[0][0]))
+        states = [features.of(numbers), *altered]
+        by_scale = [
+            memory.distances(numbers, *(state[scale] for state in states)) for scale, memory in enumerate(memories)
+        ]
+        clean, *others = (scores([own[_all_finite(state)] for own in state]) for state in zip(*by_scale, strict=True))
+        for condition, own in enumerate(others, start=1):
+            if len(own) > 1 and own.std() > 0 and clean.std() > 0:
+                factor = clean.std() / own.std()
+                units[condition] *= factor
+                offsets[condition] = clean.mean() - factor * own.mean()
+    return Calibration(units, offsets, calibration, images, held_out, spreads)
+
+
+def _all_finite(scales: Sequence[Tensor]) -> Tensor:
+    """Which images (n,) can be judged at all scales, whose distances (n, P) are given."""
+    return torch.stack([own.isfinite().all(dim=1) for own in scales]).all(dim=0)
 
 
 def tell_edges(trained: Trained, settings: Settings, category: str) -> None:
