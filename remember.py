@@ -3,10 +3,10 @@
     python remember.py WEDGE-Net/10pct/model_data_tile_10pct.pt false_alarms/
     python remember.py WEDGE-Net/10pct/model_data_tile_10pct.pt --undo
 
-MODEL is a .pt file of train.py. What the memory does not cover of these pictures is added to it. No picture scores
-higher than before, and the threshold, for which these pictures count too, does not rise. The old file is kept beside
-the new one: --undo brings it back, once for each time that pictures were added. A log in the file says what was added
-and when. --onnx writes the model of export_onnx.py again.
+MODEL is a .pt file of train.py. Patches of these pictures that lie farther from the memory than good ones usually do
+are added to it. Nothing of any picture is farther from it than before, and the threshold, for which these pictures
+count too, does not rise. The old file is kept beside the new one: --undo brings it back, once for each time that
+pictures were added. A log in the file says what was added and when. --onnx writes the model of export_onnx.py again.
 
 A picture that looks like a defect rather than like another kind of good part, or that is of another size than all in
 training, is named, and nothing is done without --yes.

@@ -14,6 +14,7 @@ feature maps differ by more than 1e-4, or our PatchCore's scores from anomalib's
 
 import copy
 import dataclasses
+import functools
 import importlib.util
 import itertools
 import time
@@ -62,6 +63,7 @@ VARIANTS = (
 BOUND, ANOMALIB, OPENVINO = "backbone alone", "anomalib PatchCore", "anomalib PatchCore, OpenVINO"
 
 
+@functools.cache  # where the weights cannot be had, it takes a while to find out
 def load(name: str) -> tuple[Backbone, str]:
     """The backbone and what its weights are: random ones where the real ones cannot be had; they take the same time."""
     try:

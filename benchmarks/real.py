@@ -11,7 +11,8 @@ all that a category has beside the backbone: banks, metric and lenses. FPS is of
 score and map, methods in turn.
 
 A run that was cut off goes on where it stopped: rows that are in the CSV with the same settings are not measured again.
-Writes ``SAVE_DIR/real.csv``, a row a run and level, ``real_summary.csv`` and ``real.png``, which the report shows.
+Writes ``SAVE_DIR/real.csv``, a row a run and level, ``real_summary.csv``, ``real.png`` and, of several numbers of
+images, ``real_images.png``, which the report shows.
 """
 
 import argparse
@@ -28,7 +29,7 @@ from benchmarks.common import alternate, median_and_spread
 from models.errors import InputError
 from utils.console import check_writable, command, for_each
 from utils.data.dataset import batches, evenly, find_categories, test_samples
-from utils.pictures.figures import draw_real
+from utils.pictures.figures import draw_real, draw_real_images
 from utils.pictures.tables import format_table, mean, read_results, write_csv
 from utils.pipeline.checkpoint import build_net
 from utils.pipeline.cluster import workers
@@ -166,7 +167,9 @@ def report(path: Path, rows: Sequence[Row]) -> None:
     keep = ("images", "ratio", "corruption", "level", "method", *FIGURES)
     print("\n" + format_table([{name: row[name] for name in keep} for row in shown]))
     draw_real(path.with_suffix(".png"), summary)
-    print(f"written: {path}, {path.stem}_summary.csv and {path.stem}.png")
+    curves = path.with_name(path.stem + "_images.png")
+    more = f", {curves.name}" if draw_real_images(curves, summary) else ""
+    print(f"written: {path}, {path.stem}_summary.csv, {path.stem}.png{more}")
 
 
 def _counts(text: str) -> tuple[int | None, ...]:

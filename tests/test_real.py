@@ -32,7 +32,9 @@ def test_rows_are_those_of_the_scripts_and_are_not_measured_again(flags, tmp_pat
     assert real.main(mine) == 0
     assert read_csv(tmp_path / "out/real.csv") == rows
     assert make_report.main([*flags, "--category", "tile,bolt"]) == 0
-    assert format_cell("image_auroc", mean["image_auroc"]) in (tmp_path / "out/report.html").read_text(encoding="utf-8")
+    page = (tmp_path / "out/report.html").read_text(encoding="utf-8")
+    assert format_cell("image_auroc", mean["image_auroc"]) in page
+    assert "The means by the number of training pictures." in page  # under its picture
     capsys.readouterr()
 
 

@@ -264,6 +264,36 @@ def draw_real(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
     save_figure(path, figure)
 
 
+def draw_real_images(path: Path, rows: Sequence[Mapping[str, Any]]) -> bool:
+    """What benchmarks/real.py found for several numbers of training images: means of clean pictures, a line a method.
+
+    False, and no picture, if there is only one number.
+    """
+    first = rows[0]
+    alike = ("backbone", "image_size", "ratio")
+    clean = [row for row in rows if row["corruption"] == "clean" and row["category"] == "mean"]
+    clean = [row for row in clean if all(row[name] == first[name] for name in alike)]
+    counts = sorted({row["images"] for row in clean} - {"all"}) + ["all"] * any(row["images"] == "all" for row in clean)
+    if len(counts) < 2:
+        return False
+    figure = Figure(figsize=(8, 3.6), layout="constrained")
+    for axis, (name, label) in zip(
+        figure.subplots(1, 2), {"image_auroc": "image AUROC", "aupro": "AUPRO"}.items(), strict=True
+    ):
+        for number, method in enumerate(dict.fromkeys(row["method"] for row in clean)):
+            own = {row["images"]: row[name] for row in clean if row["method"] == method}
+            values = [np.nan if own.get(count) is None else own[count] for count in counts]
+            axis.plot(range(len(counts)), values, "o-", color=COLOURS[number % len(COLOURS)], label=method)
+        axis.set_xticks(range(len(counts)), counts)
+        axis.set_xlabel("training pictures")
+        axis.set_ylabel(label)
+        axis.grid(alpha=0.3)
+        axis.spines[["top", "right"]].set_visible(False)
+    figure.legend(*axis.get_legend_handles_labels(), loc="outside upper center", ncols=4, frameon=False)
+    save_figure(path, figure)
+    return True
+
+
 def draw_ablation(path: Path, rows: Sequence[Mapping[str, Any]], single: Sequence[Mapping[str, Any]]) -> None:
     """What each change does to image AUROC, in points: a bar for the mean, a dot for each category.
 

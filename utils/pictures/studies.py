@@ -128,7 +128,8 @@ def beside_patchcore(settings: Settings) -> list[str]:
         "has beside the backbone. FPS is of one image at a time, from a tensor to score and map."
     )
     caption = "Image AUROC and AUPRO of clean pictures, in per cent, for each category and their mean."
-    return rows and [paragraph(about), *drawn(path.with_suffix(".png"), caption), table(rows, columns)]
+    curves = drawn(path.with_name("real_images.png"), "The means by the number of training pictures.")
+    return rows and [paragraph(about), *drawn(path.with_suffix(".png"), caption), *curves, table(rows, columns)]
 
 
 def parts(settings: Settings) -> list[str]:
