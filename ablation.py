@@ -12,6 +12,7 @@ colour to factor 1 and 0.4 of the light taken away.
 Writes SAVE_DIR/ablation_10pct.csv and .png for each ratio. Settings are in config.py.
 """
 
+import argparse
 import dataclasses
 import sys
 from collections.abc import Iterator, Sequence
@@ -70,6 +71,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Measure every variant on every category; returns the exit code."""
     parser = SettingsParser(config, __doc__)
     parser.add_argument("--seeds", type=positive, default=3, help="coresets for each variant: SEED and those after it")
+    parser.add_argument("--images", type=positive, help="training images at most (now: all)")
     parser.add_argument("--corruptions", action="store_true", help="noise, blur, colour and darkness too")
     settings, options = parser.read(argv)
     categories = find_categories(settings)
@@ -79,7 +81,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     def work(category: str) -> list[Row]:
         each = [dataclasses.replace(settings, sampling_ratio=(ratio,)) for ratio in settings.sampling_ratio]
-        return [row for own in each for row in measure(own, category, options.seeds, options.corruptions)]
+        return [row for own in each for row in measure(own, category, options)]
 
     with workers(settings, net) as run:
         code = for_each(categories, work, rows.extend, run)
@@ -89,21 +91,21 @@ def main(argv: Sequence[str] | None = None) -> int:
     return code
 
 
-def measure(settings: Settings, category: str, seeds: int, corruptions: bool) -> list[Row]:
+def measure(settings: Settings, category: str, options: argparse.Namespace) -> list[Row]:
     """A row for each variant of one category."""
     rows = []
     for part, variant in variants(settings):
         found: list[Row] = []
-        with few_images(settings, category, None) as own:
-            for seed in range(settings.seed, settings.seed + seeds):
+        with few_images(settings, category, options.images) as own:
+            for seed in range(settings.seed, settings.seed + options.seeds):
                 seeded = dataclasses.replace(own, seed=seed)
                 detector, _ = train_variant(variant, seeded, category)
-                worse = CORRUPTIONS if corruptions and seed == settings.seed else ()
+                worse = CORRUPTIONS if options.corruptions and seed == settings.seed else ()
                 found += measure_detector(detector, seeded, category, worse)
         rows.append(
             {"category": category, "ratio": settings.sampling_ratio[0], "part": part, "variant": variant.name}
             | summary(found)
-            | {"bank_mb": detector.bank_bytes / 1e6, "seeds": seeds}
+            | {"bank_mb": detector.bank_bytes / 1e6, "seeds": options.seeds}
         )
     return rows
 
