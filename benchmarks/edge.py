@@ -5,12 +5,13 @@
 
 Takes the settings of train.py, whose banks must be there; exports the models. Writes ``benchmarks/results/edge.csv``
 and ``.png``. Latency is that of one image, decoded and resized; cold start lasts from the start of Python to the first
-score.
+score. Last, predict.py judges a folder of JPEGs of one megapixel, all of it in time: start, decoding, scoring.
 """
 
 import importlib.metadata
 import json
 import os
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -21,6 +22,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from packaging.requirements import Requirement
+from PIL import Image
 
 import config
 import export_onnx
@@ -141,17 +143,45 @@ def measure(settings: Settings, ratio: float, limit: int | None) -> list[Row]:
     return rows
 
 
+def folder_speed(settings: Settings, ratio: float, files: int) -> float:
+    """Images a second of predict.py on so many JPEGs of one megapixel: test pictures, enlarged, again and again."""
+    model = bank_path(settings.save_dir, settings.category, ratio).with_suffix(".onnx").resolve()
+    with tempfile.TemporaryDirectory() as folder:
+        for number, sample in enumerate(evenly(test_samples(settings, settings.category), 25)):
+            picture = Image.open(sample.path).convert("RGB")
+            factor = (1e6 / (picture.width * picture.height)) ** 0.5
+            size = (round(picture.width * factor), round(picture.height * factor))
+            first = Path(folder, f"{number}.jpg")
+            picture.resize(size, Image.Resampling.BICUBIC).save(first, quality=90)
+            for copy in range(number + 25, files, 25):
+                shutil.copy(first, Path(folder, f"{copy}.jpg"))
+        count = len(os.listdir(folder))
+        start = time.perf_counter()
+        subprocess.run(
+            [sys.executable, "predict.py", model, folder], cwd=RESULTS.parents[1], check=True, stdout=subprocess.DEVNULL
+        )
+        return count / (time.perf_counter() - start)
+
+
 @command
 def main(argv: Sequence[str] | None = None) -> int:
     """Measure, print, save; the exit code."""
     parser = SettingsParser(config, __doc__)
     parser.add_argument("--images", type=positive, metavar="N", help="this many test images, spread over all")
+    parser.add_argument("--files", type=positive, default=1000, help="JPEGs for predict.py (now: 1000)")
     settings, options = parser.read([*(sys.argv[1:] if argv is None else argv), "--device", "cpu"])
     print(describe_machine())
     print(describe_versions("torch", "onnxruntime"))
     rows = [row for ratio in settings.sampling_ratio for row in measure(settings, ratio, options.images)]
     print_table(rows)
     write_csv(RESULTS / "edge.csv", rows)
+    for ratio in settings.sampling_ratio:
+        speed = folder_speed(settings, ratio, options.files)
+        alone = 1e3 / min(row["p50_ms"] for row in rows if (row["ratio"], row["way"]) == (ratio, "ONNX"))
+        print(
+            f"predict.py, {ratio:g} of the patches, {options.files} JPEGs of 1 megapixel: {speed:.1f} images/s, "
+            f"{speed / alone:.0%} of the whole-image speed"
+        )
     bars: dict[str, dict[str, float]] = {}
     for row in rows:
         label = f"{row['ratio'] * 100:g} % bank, {row['threads']} thread{'s' * (row['threads'] > 1)}"
