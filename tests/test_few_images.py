@@ -49,7 +49,7 @@ def test_they_train_and_score_and_say_what_they_cannot_vouch_for(few, count, sai
     assert scored.scores[scored.labels == 1].mean() > scored.scores[scored.labels == 0].mean()
     with open(tmp_path / "out/final_evaluation_results.csv", newline="", encoding="utf-8") as file:
         (row,) = csv.DictReader(file)
-    assert float(row["image_auroc"]) > 0.8
+    assert float(row["image_auroc"]) > 0.7
     assert (row["threshold"] == "") == (count == 0)
 
 
