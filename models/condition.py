@@ -14,6 +14,7 @@ from typing import NamedTuple
 import numpy as np
 import pywt
 import torch
+from scipy.stats import chi2
 from torch import Tensor, nn
 
 from models.errors import InputError
@@ -267,22 +268,27 @@ class ConditionStream(nn.Module):
     def fit_conditions(self, statistics: Tensor) -> None:
         """Learn the conditions from the statistics (K, N, STATISTICS) of N training images in each of them.
 
-        An image is unfamiliar if it is farther from the nearest condition than 99.9 % of the training images to which
-        it is the nearest, measured by conditions that were learnt without them.
+        Of few images a condition seems to be known more exactly than it is, and new ones lie farther from it. How much
+        farther tells each training image, measured by conditions that were learnt without it. An image is unfamiliar if
+        it is farther from the nearest condition than 99.9 % of the training images to which it is the nearest, measured
+        in the same way.
         """
         statistics = statistics.double().cpu()
         count = statistics.shape[1]
         fold = torch.arange(count) * min(_FOLDS, count) // count
-        distances = []
+        distances, own_distances = [], []
         for held_out in fold.unique():
             means, precision = _fit(statistics[:, fold != held_out] if fold.any() else statistics)
-            own = statistics[:, fold == held_out].flatten(0, 1)
-            apart = own[:, None] - means
-            distances.append((apart @ precision * apart).sum(dim=-1))
-        least, nearest = torch.cat(distances).min(dim=1)
+            own = statistics[:, fold == held_out]
+            apart = own[:, :, None] - means
+            squared = (apart @ precision * apart).sum(dim=-1)
+            distances.append(squared.flatten(0, 1))
+            own_distances.append(squared.diagonal(dim1=0, dim2=2).flatten())
         means, precision = _fit(statistics)
+        farther = (torch.cat(own_distances).median() / chi2.median(STATISTICS)).clamp_min(1)
+        least, nearest = (torch.cat(distances) / farther).min(dim=1)
         self.means.copy_(means)
-        self.precision.copy_(precision)
+        self.precision.copy_(precision / farther)
         for condition, limit in enumerate(self.limits):
             own = least[nearest == condition]
             limit.copy_((own if len(own) else least).quantile(_FAMILIAR))
