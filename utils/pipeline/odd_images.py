@@ -38,22 +38,22 @@ def odd_path(save_dir: Path, category: str, ratio: float) -> Path:
 def odd_limit(scores: np.ndarray) -> float:
     """The highest score that the spread of the pictures' own (n,) allows; infinite for fewer than ``FEWEST``.
 
-    A score is the highest of many places, whose logarithm has a Gumbel distribution (Gumbel, 1958). It is fitted to
-    quartiles, which a quarter of odd pictures does not move far, and tells how likely a good picture scores so high.
+    A score is the highest of many places, and has a Gumbel distribution (Gumbel, 1958). It is fitted to quartiles, which
+    a quarter of odd pictures does not move far, and tells how likely a good picture scores so high.
     The limit is where no more than ``GOOD_AMONG`` of those above it are to be expected (Benjamini and Hochberg, 1995):
     many odd pictures lower it, where there are none it is high.
     """
     count = len(scores)
     if count < FEWEST:
         return float("inf")
-    values = np.sort(np.log(np.maximum(np.asarray(scores, np.float64), 1e-12)))[::-1]
+    values = np.sort(np.asarray(scores, np.float64))[::-1]
     lower, middle, upper = np.quantile(values, (0.25, 0.5, 0.75))
     width = max((upper - lower) / np.log(np.log(4) / np.log(4 / 3)), 1e-9)
     place = middle + width * np.log(np.log(2))
     with np.errstate(over="ignore"):  # of what lies far below all others
         likely = -np.expm1(-np.exp((place - values) / width))
     named = np.flatnonzero(likely <= GOOD_AMONG * np.arange(1, count + 1) / count).max(initial=0) + 1
-    return float(np.exp(place - width * np.log(-np.log1p(-GOOD_AMONG * named / count))))
+    return float(place - width * np.log(-np.log1p(-GOOD_AMONG * named / count)))
 
 
 def find_odd(trained: Trained) -> tuple[np.ndarray, float, np.ndarray]:
