@@ -39,8 +39,9 @@ def odd_limit(scores: np.ndarray) -> float:
     """The highest score that the spread of the pictures' own (n,) allows; infinite for fewer than ``FEWEST``.
 
     A score is the highest of many places, and has a Gumbel distribution (Gumbel, 1958). It is fitted to quartiles,
-    which a quarter of odd pictures does not move far, and tells how likely a good picture scores so high. The limit is where no more than ``GOOD_AMONG`` of those above it are to be expected (Benjamini and Hochberg, 1995):
-    many odd pictures lower it, where there are none it is high.
+    which a quarter of odd pictures does not move far, and tells how likely a good picture scores so high. The limit is
+    where no more than ``GOOD_AMONG`` of those above it are to be expected (Benjamini and Hochberg, 1995): many odd
+    pictures lower it, where there are none it is high.
     """
     count = len(scores)
     if count < FEWEST:
