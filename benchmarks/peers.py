@@ -42,22 +42,28 @@ FIGURES = ("image_auroc", "pixel_auroc", "aupro", "model_mb", "train_s", "fps")
 Judge = Callable[[Tensor], tuple[Tensor, Tensor]]  # images (B, 3, H, W) -> scores (B,) and maps (B, H, W)
 
 
-def our_judges(settings: Settings, category: str) -> Iterator[tuple[str, Judge, float, float]]:
+def our_judges(settings: Settings, category: str, without: Sequence[str]) -> Iterator[tuple[str, Judge, float, float]]:
     """Name, judge, megabytes and seconds of training of WEDGE-Net with each ratio."""
     for ratio in RATIOS:
+        if f"WEDGE-Net {ratio:.0%}" in without:
+            continue
         own = dataclasses.replace(settings, sampling_ratio=(ratio,))
         detector, seconds = train_variant(Variant("WEDGE-Net"), own, category)
         judge = lambda images, detector=detector: detector.predict(images)[:2]  # noqa: E731
         yield f"WEDGE-Net {ratio:.0%}", judge, detector.bank_bytes / 1e6, seconds
 
 
-def their_judges(settings: Settings, category: str, backbone: Backbone) -> Iterator[tuple[str, Judge, float, float]]:
+def their_judges(
+    settings: Settings, category: str, backbone: Backbone, without: Sequence[str]
+) -> Iterator[tuple[str, Judge, float, float]]:
     """The same of anomalib's models."""
     models = {
         f"anomalib PatchCore {PATCHCORE_RATIO:.0%}": build_patchcore(backbone),
         "anomalib PaDiM": build_padim(backbone, settings.seed),
     }
     for name, peer in models.items():
+        if name in without:
+            continue
         start = time.perf_counter()
         peer.to(settings.device)
         peer.feature_extractor.eval()  # frozen, batch norms as well, while the rest is in training
@@ -78,7 +84,7 @@ def their_judges(settings: Settings, category: str, backbone: Backbone) -> Itera
 
 
 @torch.no_grad()
-def measure(settings: Settings, category: str, images: int) -> list[Row]:
+def measure(settings: Settings, category: str, images: int, without: Sequence[str]) -> list[Row]:
     """One row for each detector."""
     backbone, weights = load(settings.backbone)
     rows: list[Row] = []
@@ -86,7 +92,10 @@ def measure(settings: Settings, category: str, images: int) -> list[Row]:
     with few_images(settings, category, images) as own:
         samples = test_samples(own, category)
         masked = all(sample.mask is not None for sample in samples if sample.label)
-        for name, judge, megabytes, seconds in (*our_judges(own, category), *their_judges(own, category, backbone)):
+        for name, judge, megabytes, seconds in (
+            *our_judges(own, category, without),
+            *their_judges(own, category, backbone, without),
+        ):
             found = [(*judge(batch.images.to(own.device)), batch.masks) for batch in with_progress(samples, own, name)]
             scores, maps, masks = (torch.cat(parts).cpu().numpy() for parts in zip(*found, strict=True))
             row: Row = {"category": category, "backbone": f"{settings.backbone}, {weights} weights", "detector": name}
@@ -128,14 +137,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--images", type=positive, default=40, help="training images, at even distances; anomalib takes long"
     )
+    parser.add_argument("--without", default="", metavar="LIST", help="detectors to leave out, as the table calls them")
     settings, options = parser.read(argv)
+    without = [name.strip() for name in options.without.split(",")]
     # With anomalib in the process a worker that ends has killed it (SIGSEGV) now and then, on a Xeon; why is unknown.
     settings = dataclasses.replace(settings, num_workers=0)
     print(describe_machine(settings.device))
     print(describe_versions("torch", "onnxruntime", "anomalib"))
     rows: list[Row] = []
     categories = find_categories(settings)
-    code = for_each(categories, lambda category: rows.extend(measure(settings, category, options.images)))
+    code = for_each(categories, lambda category: rows.extend(measure(settings, category, options.images, without)))
     if rows:
         means = category_means(rows, ("detector",), FIGURES) if len(categories) > 1 else []
         print_table(rows + means)

@@ -203,6 +203,7 @@ def train_category(
             for memory, own in zip(memories, patches, strict=True)
         )
         print(f"[{category}] {len(samples)} images, kept {kept}: {path} ({path.stat().st_size / 1e6:.2f} MB)")
+        del memories  # they hold features, and the next ratio's come beside them
     return trained
 
 
