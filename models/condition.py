@@ -14,7 +14,7 @@ from typing import NamedTuple
 import numpy as np
 import pywt
 import torch
-from scipy.stats import chi2
+from scipy.special import gammaincinv  # scipy.stats takes long to import
 from torch import Tensor, nn
 
 from models.errors import InputError
@@ -285,7 +285,8 @@ class ConditionStream(nn.Module):
             distances.append(squared.flatten(0, 1))
             own_distances.append(squared.diagonal(dim1=0, dim2=2).flatten())
         means, precision = _fit(statistics)
-        farther = (torch.cat(own_distances).median() / chi2.median(STATISTICS)).clamp_min(1)
+        expected = 2 * gammaincinv(STATISTICS / 2, 0.5)  # the median of chi-squared
+        farther = (torch.cat(own_distances).median() / expected).clamp_min(1)
         least, nearest = (torch.cat(distances) / farther).min(dim=1)
         self.means.copy_(means)
         self.precision.copy_(precision / farther)
