@@ -147,20 +147,20 @@ def folder_speed(settings: Settings, ratio: float, files: int) -> float:
     """Images a second of predict.py on so many JPEGs of one megapixel: test pictures, enlarged, again and again."""
     model = bank_path(settings.save_dir, settings.category, ratio).with_suffix(".onnx").resolve()
     with tempfile.TemporaryDirectory() as folder:
-        for number, sample in enumerate(evenly(test_samples(settings, settings.category), 25)):
+        samples = evenly(test_samples(settings, settings.category), min(25, files))
+        for number, sample in enumerate(samples):
             picture = Image.open(sample.path).convert("RGB")
             factor = (1e6 / (picture.width * picture.height)) ** 0.5
             size = (round(picture.width * factor), round(picture.height * factor))
             first = Path(folder, f"{number}.jpg")
             picture.resize(size, Image.Resampling.BICUBIC).save(first, quality=90)
-            for copy in range(number + 25, files, 25):
+            for copy in range(number + len(samples), files, len(samples)):
                 shutil.copy(first, Path(folder, f"{copy}.jpg"))
-        count = len(os.listdir(folder))
         start = time.perf_counter()
         subprocess.run(
             [sys.executable, "predict.py", model, folder], cwd=RESULTS.parents[1], check=True, stdout=subprocess.DEVNULL
         )
-        return count / (time.perf_counter() - start)
+        return files / (time.perf_counter() - start)
 
 
 @command

@@ -45,12 +45,13 @@ Judge = Callable[[Tensor], tuple[Tensor, Tensor]]  # images (B, 3, H, W) -> scor
 def our_judges(settings: Settings, category: str, without: Sequence[str]) -> Iterator[tuple[str, Judge, float, float]]:
     """Name, judge, megabytes and seconds of training of WEDGE-Net with each ratio."""
     for ratio in RATIOS:
-        if f"WEDGE-Net {ratio:.0%}" in without:
+        name = f"WEDGE-Net {ratio:.0%}"
+        if name in without:
             continue
         own = dataclasses.replace(settings, sampling_ratio=(ratio,))
         detector, seconds = train_variant(Variant("WEDGE-Net"), own, category)
         judge = lambda images, detector=detector: detector.predict(images)[:2]  # noqa: E731
-        yield f"WEDGE-Net {ratio:.0%}", judge, detector.bank_bytes / 1e6, seconds
+        yield name, judge, detector.bank_bytes / 1e6, seconds
 
 
 def their_judges(

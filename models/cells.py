@@ -6,8 +6,8 @@ some of the images.
 """
 
 import itertools
-from collections.abc import Iterator, Sequence
-from typing import NamedTuple
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -70,7 +70,7 @@ class Cells:
         for fold in folds.unique().tolist():
             inside, memory = folds == fold, self.without(fold)
             for part, own in zip(parts, found, strict=True):
-                own[inside] = nearest_vectors(part[inside], memory).distances
+                own[inside] = nearest_distances(part[inside], memory)
         return found
 
     @torch.inference_mode()
@@ -121,36 +121,63 @@ class Nearest(NamedTuple):
     elsewhere: Tensor
 
 
-@torch.inference_mode()
 def nearest_vectors(features: Tensor, memory: Sequence[Tensor]) -> Nearest:
     """Which vectors of a memory, given in parts (m, D), the patches (n, P, D) are nearest to; infinitely far if it has
     none. The same to the bit with any number of threads."""
-    starts = [0, *itertools.accumulate(map(len, memory))]
-    tiles = [
-        [(place + start, tile, tile.square().sum(dim=1)) for place, tile in _tiles(part.float())]
-        for start, part in zip(starts, memory, strict=False)
-    ]
+    parts = _tiles(memory)
 
-    @torch.inference_mode()  # a mode of each thread's own
     def search(patches: Tensor) -> tuple[Tensor, ...]:
-        patches = patches.float()
-        best, cells = torch.full((len(tiles), len(patches)), torch.inf), torch.zeros(len(patches), dtype=torch.long)
+        best, cells = torch.full((len(parts), len(patches)), torch.inf), torch.zeros(len(patches), dtype=torch.long)
         least = torch.full((len(patches),), torch.inf)
-        for part, own_best in zip(tiles, best, strict=True):
+        for part, own_best in zip(parts, best, strict=True):
             for start, tile, norms in part:
                 squared, cell = torch.addmm(norms, patches, tile.T, alpha=-2).min(dim=1)
                 cells = torch.where(squared < least, cell + start, cells)
                 torch.minimum(least, squared, out=least)
                 torch.minimum(own_best, squared, out=own_best)
         elsewhere = best.scatter(0, best.argmin(dim=0, keepdim=True), torch.inf).amin(dim=0)
-        own = patches.square().sum(dim=1)
-        return (least + own).clamp_min_(0).sqrt_(), cells, (elsewhere + own).clamp_min_(0).sqrt_()
+        return _rooted(least, patches), cells, _rooted(elsewhere, patches)
+
+    return Nearest(*map(torch.stack, zip(*_of_each(search, features), strict=True)))
+
+
+def nearest_distances(features: Tensor, memory: Sequence[Tensor]) -> Tensor:
+    """The ``distances`` of ``nearest_vectors`` alone, which takes half the time."""
+    tiles = list(itertools.chain.from_iterable(_tiles(memory)))
+
+    def search(patches: Tensor) -> Tensor:
+        least = torch.full((len(patches),), torch.inf)
+        for _, tile, norms in tiles:
+            torch.minimum(least, torch.addmm(norms, patches, tile.T, alpha=-2).amin(dim=1), out=least)
+        return _rooted(least, patches)
+
+    return torch.stack(_of_each(search, features))
+
+
+def _tiles(memory: Sequence[Tensor]) -> list[list[tuple[int, Tensor, Tensor]]]:
+    """Of each part the vectors in pieces whose products fit in the cache: the number of the first among all, vectors in
+    float32, their squared lengths."""
+    starts = itertools.accumulate(map(len, memory), initial=0)
+    return [
+        [
+            (start + place, tile := part[place : place + _TILE].float(), tile.square().sum(dim=1))
+            for place in range(0, len(part), _TILE)
+        ]
+        for start, part in zip(starts, memory, strict=False)
+    ]
+
+
+def _of_each(search: Callable[[Tensor], Any], features: Tensor) -> list[Any]:
+    """What ``search`` makes of each image's patches (P, D), in float32."""
+
+    @torch.inference_mode()  # a mode of each thread's own
+    def of_one(patches: Tensor) -> Any:
+        return search(patches.float())
 
     with threads_of(torch.device("cpu")) as (_, parallel):
-        return Nearest(*map(torch.stack, zip(*parallel(search, features), strict=True)))
+        return list(parallel(of_one, features))
 
 
-def _tiles(vectors: Tensor) -> Iterator[tuple[int, Tensor]]:
-    """Vectors (m, D) in parts whose products fit in the cache, each with the number of its first."""
-    for start in range(0, len(vectors), _TILE):
-        yield start, vectors[start : start + _TILE]
+def _rooted(squared: Tensor, patches: Tensor) -> Tensor:
+    """Distances (P,) from squared ones that lack the patches' own squared lengths."""
+    return (squared + patches.square().sum(dim=1)).clamp_min_(0).sqrt_()

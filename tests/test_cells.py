@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from models.cells import Cells, nearest_vectors
+from models.cells import Cells, nearest_distances, nearest_vectors
 from models.conformal import conformal_threshold
 from models.coreset import greedy_coreset, random_subset
 from models.memory_bank import MemoryBank
@@ -143,6 +143,8 @@ def test_the_nearest_of_several_parts_is_that_of_all():
     expected, one = each.min(dim=2), each[..., -1]
     torch.testing.assert_close(distances, expected.values, rtol=1e-4, atol=1e-4)
     assert torch.equal(numbers, expected.indices)
+    assert torch.equal(nearest_distances(patches, parts), distances)
     others = torch.where(numbers == 1500, each[..., :-1].amin(dim=2), one)
     torch.testing.assert_close(elsewhere, others, rtol=1e-4, atol=1e-4)
     assert nearest_vectors(patches, [torch.zeros(0, 6)]).distances.isinf().all()
+    assert nearest_distances(patches, [torch.zeros(0, 6)]).isinf().all()

@@ -297,8 +297,8 @@ def calibrate(
 
     images = memories[0].images
     held_out = list(few) or [memory.distances(images, memory.features)[0] for memory in memories]
-    known = _all_finite(held_out)
-    images, held_out = images[known], [own[known] for own in held_out]
+    judged = _all_finite(held_out)
+    images, held_out = images[judged], [own[judged] for own in held_out]
     # A single image has no others to be compared with; its patches' own spread is the best guess.
     known = [
         own if len(own) else memory.features.float().square().sum(dim=2).sqrt()
