@@ -211,8 +211,8 @@ def _colour_bar(
 ) -> None:
     bar = figure.colorbar(ScalarMappable(scale, HEAT), ax=axes, **place)
     bar.ax.tick_params(labelsize=7)
-    bar.set_label("distance to the bank", fontsize=7)
+    bar.set_label("anomaly score", fontsize=7)
     if threshold is not None:
-        bar.set_label("distance to the bank (line: threshold)", fontsize=7)
+        bar.set_label("anomaly score (line: threshold)", fontsize=7)
         draw_line = bar.ax.axvline if bar.orientation == "horizontal" else bar.ax.axhline
         draw_line(threshold, color=OUTLINE, linewidth=2)
