@@ -40,7 +40,7 @@ DEVICE = "auto"  # "auto" (CUDA, then MPS, then CPU), "cpu", "cuda", "cuda:1", "
 ENGINE = "auto"  # what scores images: "auto" (onnxruntime on a CPU, torch elsewhere), "torch", "onnxruntime"
 PRECISION = "float32"  # of the network on an NVIDIA GPU: "float32", or faster "tf32", "bfloat16", "float16"
 BATCH_SIZE = 32  # images
-NUM_WORKERS = "auto"  # processes that decode images: "auto" or a number, 0 = none
+NUM_WORKERS = "auto"  # threads that decode images: "auto" or a number, 0 = none
 # None, "local:4" (processes here), "tcp://host:8786" or a scheduler's .json file: Dask workers that do the categories.
 SCHEDULER = None
 SHARD_IMAGES = None  # training images held in memory at a time; None = all of a category

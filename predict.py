@@ -19,13 +19,14 @@ import json
 import statistics
 import sys
 import time
-from collections import Counter, deque
-from collections.abc import Iterable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections import Counter
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, NamedTuple, TextIO
+
+from models.threads import cores
 
 import numpy as np
 from PIL import Image
@@ -33,6 +34,7 @@ from PIL import Image
 from models.conformal import conformal_threshold, describe_rate, p_values
 from models.errors import InputError
 from utils.console import Parser, check_writable, command, printable
+from utils.data.ahead import ahead
 from utils.data.image import picture_size, read_image
 from utils.line.edge_model import Model, OnnxModel
 from utils.line.gallery import Gallery, thumbnail
@@ -66,7 +68,7 @@ class Verdict:
     regions: int | None = None
 
 
-AHEAD = 2  # images that are decoded before their turn
+MOST = 8  # images that are judged at once: each takes some memory
 HEADER = [field.name for field in fields(Verdict)]
 
 
@@ -93,23 +95,38 @@ def main(argv: Sequence[str] | None = None) -> int:
     if options.watch and options.gallery:
         raise InputError("--gallery is a page of INPUT: --watch has no end at which it could be written")
     paths = find_images(options.inputs)
+    # Several files that are there already are judged side by side, each by one core, which takes less time in all than
+    # one after the other by all cores. One that a camera has just written gets all of them.
+    together = (
+        min(MOST, cores()) if isinstance(paths, list) and len(paths) > 1 and options.model.suffix == ".onnx" else 0
+    )
     gallery = Gallery(options.gallery) if options.gallery else None
-    judge = Judge(load_model(options.model), options.false_alarm_rate, options.heatmaps, gallery)
+    model = load_model(options.model, threads=1 if together else None)
+    judge = Judge(model, options.false_alarm_rate, options.heatmaps, gallery is not None)
     judged = read_judged(options.csv) if options.watch else set()
 
     counts: Counter[str] = Counter()
-    unfamiliar = 0
+    unfamiliar = other_depths = 0
     times: list[float] = []
     with ExitStack() as stack:
         mode = "a" if options.watch else "w"
         results = Results(options.csv, options.jsonl, mode, stack)
-        verdicts = watch(judge, options.watch.resolve(), judged) if options.watch else judge.each(paths)
+        outcomes = (
+            watch(judge, options.watch.resolve(), judged)
+            if options.watch
+            else ahead(judge, paths, together, 2 * together)
+        )
         try:
-            for verdict, error in verdicts:
+            for verdict, error, note, size, card in outcomes:
                 counts[verdict.verdict] += 1
                 unfamiliar += verdict.condition == UNFAMILIAR
                 times += [verdict.milliseconds] if verdict.milliseconds is not None else []
+                if note is not None and not other_depths:
+                    print(f"warning: {printable(note)}; others like it are not named", file=sys.stderr)
+                other_depths += note is not None
                 results.add(verdict, error)
+                if gallery is not None:
+                    gallery.add(asdict(verdict) | {"error": error}, size, card)
         except KeyboardInterrupt:
             if not options.watch:
                 raise
@@ -123,10 +140,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     return int(options.fail_on_ng and counts["NG"] + counts["ERROR"] > 0)
 
 
-def load_model(path: Path) -> Model:
-    """The model in a file; only a .pt file needs torch."""
+def load_model(path: Path, threads: int | None = None) -> Model:
+    """The model in a file; only a .pt file needs torch. ``threads`` of a .onnx, None for all cores."""
     if path.suffix == ".onnx":
-        return OnnxModel(path)
+        return OnnxModel(path, threads)
     if path.suffix == ".pt":
         try:
             import config
@@ -139,23 +156,30 @@ def load_model(path: Path) -> Model:
     raise InputError(f"MODEL {path} is neither a .onnx file (export_onnx.py) nor a .pt file (train.py)")
 
 
-class Picture(NamedTuple):
-    """An image's file, read: its ``pixels`` (H, W, 3) as the model sees them, the ``size`` (width, height) that it
-    has in the file, the ``seconds`` that it took; or the ``error`` that it met."""
+class Outcome(NamedTuple):
+    """What is said of an image: its ``verdict``; the ``error``, if it could not be read; a ``note`` on its bit depth.
 
-    path: Path
-    image: Image.Image | None
-    pixels: np.ndarray | None
-    size: tuple[int, int] | None
-    error: str | None
-    seconds: float
+    For the gallery its file's ``size`` (width, height) and its ``card``, a thumbnail; None where there is none.
+    """
+
+    verdict: Verdict
+    error: str | None = None
+    note: str | None = None
+    size: tuple[int, int] | None = None
+    card: Image.Image | None = None
 
 
 class Judge:
-    """From an image's file to its verdict."""
+    """From an image's file to its verdict. Several threads may ask it at once if they may ask the model.
 
-    def __init__(self, model: Model, rate: float | None, heatmaps: Path | None, gallery: Gallery | None):
-        self.model, self.heatmaps, self.gallery, self.other_depths = model, heatmaps, gallery, 0
+    Args:
+        rate: of false alarms; None for the one that the model was trained for.
+        heatmaps: a folder for overlays.
+        cards: whether thumbnails are made.
+    """
+
+    def __init__(self, model: Model, rate: float | None, heatmaps: Path | None, cards: bool):
+        self.model, self.heatmaps, self.cards = model, heatmaps, cards
         self.calibration, self.inside = np.asarray(model.info.calibration_scores), model.info.inside
         rate = model.info.false_alarm_rate if rate is None else rate
         self.threshold = conformal_threshold(self.calibration, rate)
@@ -164,48 +188,18 @@ class Judge:
         self.described = f"threshold {self.threshold:.4f}: {describe_rate(self.calibration, rate)}"
         print(f"[{printable(model.info.category)}] {self.described}", file=sys.stderr)
 
-    def __call__(self, path: Path) -> tuple[Verdict, str | None]:
-        """The verdict on one image, and why there is none if it cannot be read."""
-        return self.judge(self.read(path))
-
-    def each(self, paths: Iterable[Path]) -> Iterator[tuple[Verdict, str | None]]:
-        """Verdicts on images in their order; of files that are known beforehand, the next is decoded meanwhile."""
-        if not isinstance(paths, list):
-            yield from map(self, paths)
-            return
-        with ThreadPoolExecutor(1) as reader:
-            waiting: deque[Future[Picture]] = deque()
-            for path in paths:
-                waiting.append(reader.submit(self.read, path))
-                if len(waiting) > AHEAD:
-                    yield self.judge(waiting.popleft().result())
-            while waiting:
-                yield self.judge(waiting.popleft().result())
-
-    def read(self, path: Path) -> Picture:
-        """An image's file, decoded for the model; may run beside :meth:`judge`."""
-        start = time.perf_counter()
+    def __call__(self, path: Path) -> Outcome:
+        """The verdict on one image."""
+        start, notes = time.perf_counter(), list[str]()
         info = self.model.info
         try:
-            image = read_image(path, info.bit_depth, self.tell_depth, info.geometry)
-            read = Picture(path, image, info.geometry.apply(image), picture_size(path), None, 0.0)
+            image = read_image(path, info.bit_depth, notes.append, info.geometry)
+            pixels, size = info.geometry.apply(image), picture_size(path)
         except (InputError, MemoryError) as error:
-            read = Picture(path, None, None, None, printable(str(error)), 0.0)
-        return read._replace(seconds=time.perf_counter() - start)
-
-    def judge(self, picture: Picture) -> tuple[Verdict, str | None]:
-        """The verdict on an image that has been read, and why there is none if it could not be."""
-        start = time.perf_counter()
-        path, image, pixels, size, error, seconds = picture
-        if error is not None:
-            verdict = Verdict(printable(str(path)), None, None, "ERROR", None, None)
-            if self.gallery is not None:
-                self.gallery.add(asdict(verdict) | {"error": error}, None, None)
-            return verdict, error
-        geometry = self.model.info.geometry
+            return Outcome(Verdict(printable(str(path)), None, None, "ERROR", None, None), printable(str(error)))
         scores, maps, conditions, unfamiliar = self.model.predict(np.stack([pixels]))
         region = worst_region(maps[0], self.threshold)
-        milliseconds = (seconds + time.perf_counter() - start) * 1e3
+        milliseconds = (time.perf_counter() - start) * 1e3
         score = float(scores[0])
         verdict = Verdict(
             file=printable(str(path)),
@@ -213,22 +207,17 @@ class Judge:
             p_value=float(p_values(self.calibration, scores)[0]),
             verdict="NG" if score > self.threshold else "OK",
             milliseconds=round(milliseconds, 2),
-            condition=UNFAMILIAR if unfamiliar[0] else self.model.info.conditions[conditions[0]],
-            **_where(region and region.in_file(*geometry.in_file(size), size)),
+            condition=UNFAMILIAR if unfamiliar[0] else info.conditions[conditions[0]],
+            **_where(region and region.in_file(*info.geometry.in_file(size), size)),
         )
-        if self.heatmaps is not None or self.gallery is not None:
+        card = None
+        if self.heatmaps is not None or self.cards:
             drawn = overlay(pixels, maps[0], self.threshold, self.inside)
             if self.heatmaps is not None:
                 save_overlay(overlay_path(self.heatmaps, path), drawn)
-            if self.gallery is not None:
-                self.gallery.add(asdict(verdict), size, thumbnail(image, drawn, geometry, maps[0].shape))
-        return verdict, None
-
-    def tell_depth(self, message: str) -> None:
-        """Say it of the first image that has another bit depth, and count the others."""
-        self.other_depths += 1
-        if self.other_depths == 1:
-            print(f"warning: {printable(message)}; others like it are not named", file=sys.stderr)
+            if self.cards:
+                card = thumbnail(image, drawn, info.geometry, maps[0].shape)
+        return Outcome(verdict, None, next(iter(notes), None), size, card)
 
 
 def _where(region: Region | None) -> dict[str, int]:
@@ -239,15 +228,15 @@ def _where(region: Region | None) -> dict[str, int]:
     return {"box_x": x, "box_y": y, "box_width": width, "box_height": height, "area": area, "regions": regions}
 
 
-def watch(judge: Judge, folder: Path, judged: set[str]) -> Iterator[tuple[Verdict, str | None]]:
-    """Verdicts on what appears in a folder; a file that cannot be read may be half-written, and gets another try."""
+def watch(judge: Judge, folder: Path, judged: set[str]) -> Iterator[Outcome]:
+    """What is said of files that appear in a folder; one that cannot be read may be half-written: it is tried again."""
     for arrival in follow(folder, lambda path: printable(str(path)) in judged):
         if arrival is None:
             continue
-        verdict, error = judge(arrival.path)
-        arrival.done = error is None
+        outcome = judge(arrival.path)
+        arrival.done = outcome.error is None
         if arrival.done or (arrival.last_try and arrival.path.exists()):
-            yield verdict, error
+            yield outcome
 
 
 class Results:

@@ -27,6 +27,7 @@ from benchmarks.anomalib_models import Verdict, build_padim, build_patchcore
 from benchmarks.common import RESULTS, Row, alternate, median_and_spread, print_table, write_csv
 from benchmarks.inference import load
 from models.backbone import Backbone
+from models.errors import InputError
 from utils.console import command, for_each
 from utils.data.dataset import batches, evenly, find_categories, test_samples, train_samples
 from utils.metrics import evaluate
@@ -38,6 +39,8 @@ from utils.settings import Settings, SettingsParser, positive
 
 RATIOS = (0.01, 0.1)
 PATCHCORE_RATIO = 0.1
+OURS, PATCHCORE, PADIM = "WEDGE-Net {:.0%}", f"anomalib PatchCore {PATCHCORE_RATIO:.0%}", "anomalib PaDiM"
+DETECTORS = (*map(OURS.format, RATIOS), PATCHCORE, PADIM)
 FIGURES = ("image_auroc", "pixel_auroc", "aupro", "model_mb", "train_s", "fps")
 Judge = Callable[[Tensor], tuple[Tensor, Tensor]]  # images (B, 3, H, W) -> scores (B,) and maps (B, H, W)
 
@@ -45,7 +48,7 @@ Judge = Callable[[Tensor], tuple[Tensor, Tensor]]  # images (B, 3, H, W) -> scor
 def our_judges(settings: Settings, category: str, without: Sequence[str]) -> Iterator[tuple[str, Judge, float, float]]:
     """Name, judge, megabytes and seconds of training of WEDGE-Net with each ratio."""
     for ratio in RATIOS:
-        name = f"WEDGE-Net {ratio:.0%}"
+        name = OURS.format(ratio)
         if name in without:
             continue
         own = dataclasses.replace(settings, sampling_ratio=(ratio,))
@@ -59,8 +62,8 @@ def their_judges(
 ) -> Iterator[tuple[str, Judge, float, float]]:
     """The same of anomalib's models."""
     models = {
-        f"anomalib PatchCore {PATCHCORE_RATIO:.0%}": build_patchcore(backbone),
-        "anomalib PaDiM": build_padim(backbone, settings.seed),
+        PATCHCORE: build_patchcore(backbone),
+        PADIM: build_padim(backbone, settings.seed),
     }
     for name, peer in models.items():
         if name in without:
@@ -140,9 +143,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--without", default="", metavar="LIST", help="detectors to leave out, as the table calls them")
     settings, options = parser.read(argv)
-    without = [name.strip() for name in options.without.split(",")]
-    # With anomalib in the process a worker that ends has killed it (SIGSEGV) now and then, on a Xeon; why is unknown.
-    settings = dataclasses.replace(settings, num_workers=0)
+    without = [name.strip() for name in options.without.split(",") if name.strip()]
+    if unknown := set(without) - set(DETECTORS):
+        raise InputError(f"--without {', '.join(sorted(unknown))}: there are {', '.join(DETECTORS)}")
     print(describe_machine(settings.device))
     print(describe_versions("torch", "onnxruntime", "anomalib"))
     rows: list[Row] = []

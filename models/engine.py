@@ -12,6 +12,8 @@ import importlib.util
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
+from models.threads import session_options
+
 import torch
 from torch import Tensor
 
@@ -74,15 +76,9 @@ class OnnxEngine:
     at_once = AT_ONCE
 
     def __init__(self, backbone: Backbone) -> None:
-        import onnxruntime
-
         from models.onnx_graph import onnx_graph, written_graph
 
-        self.options = onnxruntime.SessionOptions()
-        self.options.intra_op_num_threads = torch.get_num_threads()
-        # Threads that spin while they wait keep the cores from torch, which works on what the last run returned. A run
-        # without spinning takes a twentieth longer on an idle machine, and half as long or less on a busy one.
-        self.options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+        self.options = session_options(torch.get_num_threads())
         self.backbone = fold_batch_norms(copy.deepcopy(backbone))
         # The graph is not kept on the disk: making it takes a tenth of a second, no more than checking a file would.
         self.any_size, self.of_size = None, {}

@@ -25,7 +25,7 @@ from models.onnx_embedding import write_embedding
 from models.onnx_graph import Writer, model_of, trunk_graph
 from models.scoring import LEAST_BACKGROUND, Prediction, quarter
 
-TILE = 256  # bank vectors in one product: with one image's 784 patches 0.8 MB, which stays in a core's cache
+TILE = 384  # bank vectors in one product: with one image's 784 patches 1.2 MB, which stays in a core's cache
 FLOAT_LAYERS = 6  # convolutions that an 8-bit backbone keeps in float32: all later ones amplify what they round off
 AT_ONCE = 2  # images: the intermediate results of more do not fit the caches
 READING = ("condition", "unfamiliar", "statistics")  # outputs

@@ -198,11 +198,13 @@ def _alignment(write: Writer, stream: ConditionStream, low: str, median: str, hi
     return [gain, write("Sub", wanted_median, write("Mul", gain, median))]
 
 
-def _quantiles(write: Writer, planes: str, count: int) -> list[str]:
-    """The 10, 50 and 90 % quantiles (N, C, 1) of planes (N, C, count)."""
-    ordered, _ = write.several("TopK", 2, planes, [count], largest=0)
-    ranks = write("Gather", ordered, [int((count - 1) * share) for share in (0.1, 0.5, 0.9)], axis=2)
-    return write.several("Split", 3, ranks, [1, 1, 1], axis=2)
+def _quantiles(write: Writer, planes: str, count: int, shares: Sequence[float] = (0.1, 0.5, 0.9)) -> list[str]:
+    """The quantiles (N, C, 1) of planes (N, C, count) at shares, which rise."""
+    found = []
+    for share in shares:  # of the largest that one leaves, the next leaves some: no plane is sorted
+        planes, _ = write.several("TopK", 2, planes, [count - int((count - 1) * share)], sorted=0)
+        found.append(write("ReduceMin", planes, [2]))
+    return found
 
 
 def _seen(write: Writer, places: Tensor | None, planes: str) -> str:
@@ -244,8 +246,5 @@ def _block(matrix: Tensor) -> Tensor | None:
 def _detail(write: Writer, bands: str, size: int, places: Tensor | None) -> str:
     """SHARES of the absolute coefficients of bands, one behind the other, (N, 1, bands * size): (N, bands * shares)."""
     planes = write("Abs", _seen(write, places, write("Reshape", bands, [0, -1, size])))
-    count, quantiles = size if places is None else len(places), []
-    for share in sorted(SHARES):  # of the largest that one leaves, the next leaves some
-        planes, _ = write.several("TopK", 2, planes, [count - int((count - 1) * share)], sorted=0)
-        quantiles.append(write("ReduceMin", planes, [2]))
+    quantiles = _quantiles(write, planes, size if places is None else len(places), sorted(SHARES))
     return write("Reshape", write("Concat", *quantiles, axis=2), [0, -1])

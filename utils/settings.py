@@ -15,6 +15,8 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+from models.threads import cores
+
 import pywt
 import torch
 
@@ -81,8 +83,7 @@ def _wavelet(value: Any) -> str:
 
 def _workers(value: Any) -> int:
     if value == "auto":
-        # A worker on the only core would just take turns with the model.
-        return min(4, len(os.sched_getaffinity(0)) - 1) if hasattr(os, "sched_getaffinity") else 0
+        return min(4, cores())
     try:
         return _integer(0)(value)
     except ValueError:
@@ -183,7 +184,7 @@ class Settings:
         _optional_depth, "of files with 16 bits a channel: bits that are used; None = found from the training images"
     )
     batch_size: int = _setting(_integer(1), "images at a time")
-    num_workers: int = _setting(_workers, "processes that decode images: 'auto' or a number, 0 = none")
+    num_workers: int = _setting(_workers, "threads that decode images: 'auto' or a number, 0 = none")
     seed: int = _setting(_integer(0), "seed of the coreset's start, random sampling and the frequency gate")
     scheduler: str | None = _setting(
         _scheduler,

@@ -1,10 +1,9 @@
 """The data set on disk: which categories there are, which files they hold, and batches of them as tensors."""
 
 import hashlib
-import multiprocessing
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from itertools import chain
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -12,10 +11,10 @@ import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
 
 from models.errors import InputError
 from utils.console import progress, warn_once
+from utils.data.ahead import ahead
 from utils.data.image import EXTENSIONS, Geometry, largest_value, picture_size, read_image, read_mask
 from utils.data.mvtec import MVTEC_CATEGORIES
 from utils.data.names import GOOD, good_folders, images, labelled_images, subfolder
@@ -189,41 +188,6 @@ def with_bit_depth(samples: Sequence[Sample], settings: Settings) -> Settings:
     return replace(settings, bit_depth=next(depth for depth in DEPTHS if largest < 2**depth))
 
 
-class _Decoded(Dataset):
-    """Item i: sample i's pixels (H, W, 3) and mask (H, W), uint8, and what there is to tell; or the InputError that
-    decoding it met."""
-
-    def __init__(self, samples: Sequence[Sample], settings: Settings):
-        self.samples = samples
-        self.geometry = Geometry(settings.image_size, settings.resize, settings.center_crop)
-        self.bit_depth = settings.bit_depth
-
-    def __len__(self) -> int:
-        return len(self.samples)
-
-    def __getitem__(self, index: int) -> tuple[np.ndarray, np.ndarray, list[str]] | InputError:
-        sample, notes = self.samples[index], []
-        try:
-            pixels = self.geometry.apply(read_image(sample.path, self.bit_depth, notes.append, self.geometry))
-            if sample.mask is None:
-                return pixels, np.zeros(pixels.shape[:2], np.uint8), notes
-            mask = read_mask(sample.mask, picture_size(sample.path))
-            return pixels, self.geometry.apply(mask, Image.Resampling.NEAREST), notes
-        except InputError as error:
-            # Raised in a worker it would come back with the worker's traceback in its message.
-            return error
-
-
-def _collate(
-    items: list[tuple[np.ndarray, np.ndarray, list[str]] | InputError],
-) -> tuple[Tensor, Tensor, list[str]] | InputError:
-    for item in items:
-        if isinstance(item, InputError):
-            return item
-    images, masks, notes = zip(*items, strict=True)
-    return torch.from_numpy(np.stack(images)), torch.from_numpy(np.stack(masks)), [*chain(*notes)]
-
-
 def at_once(settings: Settings) -> int:
     """Images in a batch: BATCH_SIZE, or fewer large ones, so that memory is bounded whatever their size."""
     height, width = settings.image_size
@@ -231,25 +195,28 @@ def at_once(settings: Settings) -> int:
 
 
 def batches(samples: Sequence[Sample], settings: Settings) -> Iterator[Batch]:
-    """The samples in order, ``at_once`` of them at a time, decoded in NUM_WORKERS processes.
+    """The samples in order, ``at_once`` of them at a time; NUM_WORKERS threads decode up to as many ahead.
 
     The first one that has fewer bits than BIT_DEPTH is told. Raises :class:`InputError` naming the file that cannot be
     used.
     """
+    geometry, told = Geometry(settings.image_size, settings.resize, settings.center_crop), False
+
+    def decode(sample: Sample) -> tuple[np.ndarray, np.ndarray, list[str]]:
+        """Its pixels (H, W, 3) and mask (H, W), uint8, and what there is to tell."""
+        notes: list[str] = []
+        pixels = geometry.apply(read_image(sample.path, settings.bit_depth, notes.append, geometry))
+        if sample.mask is None:
+            return pixels, np.zeros(pixels.shape[:2], np.uint8), notes
+        mask = read_mask(sample.mask, picture_size(sample.path))
+        return pixels, geometry.apply(mask, Image.Resampling.NEAREST), notes
+
     size = at_once(settings)
-    # A single batch is read here: to start a process takes longer, and a fork among busy threads can hang.
-    workers = min(settings.num_workers, -(-len(samples) // size) - 1)
-    if multiprocessing.current_process().daemon:  # such as Dask's workers: it must not start others
-        workers = 0
-    loader = DataLoader(_Decoded(samples, settings), size, num_workers=workers, collate_fn=_collate, shuffle=False)
-    start, told = 0, False
-    for decoded in loader:
-        if isinstance(decoded, InputError):
-            raise decoded
-        pixels, masks, notes = decoded
-        if notes and not told:
-            warn_once(f"{notes[0]}; others like it are not named")
+    decoded = ahead(decode, samples, settings.num_workers, size)
+    for start in range(0, len(samples), size):
+        pixels, masks, notes = zip(*islice(decoded, size), strict=True)
+        if any(notes) and not told:
+            warn_once(f"{next(chain(*notes))}; others like it are not named")
             told = True
-        images = pixels.permute(0, 3, 1, 2).float().div_(255)
-        yield Batch(images, masks > 0, list(samples[start : start + len(images)]))
-        start += len(images)
+        images = torch.from_numpy(np.stack(pixels)).permute(0, 3, 1, 2).float().div_(255)
+        yield Batch(images, torch.from_numpy(np.stack(masks)) > 0, list(samples[start : start + size]))

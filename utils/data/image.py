@@ -26,6 +26,9 @@ SWAPPED = {
 SPARE = 1.5  # pixels each way of which one is made: from fewer the result would be seen to differ
 MAX_PIXELS = 100_000_000  # a larger picture is refused before it is decoded
 
+# Of size: our own limit follows. Of metadata: nothing here uses it. For good, since filters are no thread's own.
+warnings.filterwarnings("ignore", module="PIL")
+
 
 def read_image(
     path: Path,
@@ -111,15 +114,13 @@ def _opened(path: Path) -> Iterator[Image.Image]:
     try:
         if path.exists() and not path.is_file():
             raise ValueError("no regular file")  # a pipe would be waited for, a device read for ever
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of size: our own limit follows; of metadata: nothing here uses it
-            with Image.open(path, formats=FORMATS) as image:
-                if image.width * image.height > MAX_PIXELS:
-                    raise InputError(
-                        f"image {path} has {image.width} x {image.height} pixels, more than "
-                        f"{MAX_PIXELS // 10**6} megapixels: scale it down first"
-                    )
-                yield image
+        with Image.open(path, formats=FORMATS) as image:
+            if image.width * image.height > MAX_PIXELS:
+                raise InputError(
+                    f"image {path} has {image.width} x {image.height} pixels, more than "
+                    f"{MAX_PIXELS // 10**6} megapixels: scale it down first"
+                )
+            yield image
     except InputError:
         raise
     except FileNotFoundError:

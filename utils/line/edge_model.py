@@ -7,6 +7,8 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
+from models.threads import session_options
+
 import numpy as np
 
 from models.conformal import conformal_threshold
@@ -154,10 +156,8 @@ class OnnxModel:
 
         if not path.is_file():
             raise InputError(f"model {path} is missing: export_onnx.py writes it")
-        options = onnxruntime.SessionOptions()
+        options = session_options(threads or 0)
         options.log_severity_level = 4  # what goes wrong is raised, and said once
-        options.intra_op_num_threads = threads or 0
-        options.add_session_config_entry("session.intra_op.allow_spinning", "0")  # an idle camera costs no power
         try:
             self.session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
         except Exception as error:  # onnxruntime has an own class for everything that can be wrong with a file

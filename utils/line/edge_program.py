@@ -16,6 +16,7 @@ MODULES = (
     "utils/atomic.py",
     "utils/console.py",
     "utils/data/__init__.py",
+    "utils/data/ahead.py",
     "utils/data/image.py",
     "utils/line/__init__.py",
     "utils/line/edge_model.py",
