@@ -58,7 +58,7 @@ def plot_bars(path: Path, title: str, unit: str, bars: dict[str, dict[str, float
     axes.legend(handles.values(), handles.keys(), loc="best")
     axes.set(xscale="log", xlabel=unit, title=title, yticks=list(ticks.values()), yticklabels=list(ticks))
     axes.invert_yaxis()
-    axes.margins(x=0.15)
+    axes.margins(x=0.15, y=0.02)
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=150, bbox_inches="tight")
     pyplot.close(figure)

@@ -1,17 +1,22 @@
-"""How long one image's patches take to find their nearest neighbours: this project's bank, faiss and torch.cdist.
+"""How long one image's patches take to find their nearest neighbours: this project's search, faiss and torch.cdist.
 
     python -m benchmarks.search --data-path magnetic_tile_data --category magnetic_tile
     python -m benchmarks.search --features features.npy
 
-The bank is a coreset of 0.1 to 10 % of the patches of training images, the queries are the patches of one more image;
-or the rows of (N, D) files, the last 784 being the queries. All distances are exact, so all are compared with brute
+The bank holds 50 to 60,000 of the patches of training images, the queries are the patches of one more image: at both
+scales of form 'wedge', and of form 'paper'; or the rows of (N, D) files, the last 784 being the queries. Ours is the
+search that a detector would use, in its graph or outside of it. All distances are exact, so all are compared with brute
 force in float64. Writes ``benchmarks/results/search.csv`` and ``.png``; exit code 1 if a distance of ours is off by
 more than 1e-4, relative.
 """
 
+import importlib.util
+import itertools
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+
+from models.threads import session_options
 
 import numpy as np
 import torch
@@ -30,19 +35,23 @@ from benchmarks.common import (
     write_csv,
 )
 from benchmarks.coreset import cases
-from models.coreset import greedy_coreset
+from benchmarks.inference import load
 from models.memory_bank import MemoryBank
+from models.wedge_net import WedgeNet
 from utils.console import command
-from utils.settings import SettingsParser, positive
+from utils.data.dataset import find_categories, train_samples
+from utils.pipeline.inference import extract_features
+from utils.settings import Settings, SettingsParser, positive
 
 try:
     import faiss
 except ImportError:
     faiss = None
 
-RATIOS = (0.001, 0.003, 0.01, 0.03, 0.1)
-QUERIES = 784  # patches of a 224 x 224 image
+SIZES = (50, 500, 5_000, 60_000)  # vectors in a bank
+QUERIES = 784  # patches of a 224 x 224 image, at stride 8
 TOLERANCE = 1e-4
+LARGEST = 2**24  # numbers in a bank: with more, an hour goes by
 SHORTEST = 0.02  # seconds a measurement: shorter calls are repeated
 
 
@@ -58,8 +67,9 @@ def brute_force(queries: Tensor, vectors: Tensor) -> Tensor:
 def searches(queries: Tensor, vectors: Tensor) -> dict[str, Callable[[], Tensor]]:
     """Each way to search, ready to be called; gives (Q,) distances."""
     bank = MemoryBank(vectors)
+    in_graph = vectors.device.type == "cpu" and not bank.pruned and importlib.util.find_spec("onnxruntime") is not None
     ways = {
-        "ours": lambda: bank.nearest(queries),
+        "ours": graph_search(bank, queries) if in_graph else lambda: bank.nearest(queries),
         "torch.cdist": lambda: torch.cdist(queries, vectors).amin(dim=1),
     }
     if faiss is not None and vectors.device.type == "cpu":
@@ -68,6 +78,33 @@ def searches(queries: Tensor, vectors: Tensor) -> dict[str, Callable[[], Tensor]
         index.add(vectors.numpy())
         ways["faiss"] = lambda: torch.from_numpy(index.search(queries.numpy(), 1)[0][:, 0]).clamp(min=0).sqrt()
     return ways
+
+
+def graph_search(bank: MemoryBank, queries: Tensor) -> Callable[[], Tensor]:
+    """That part of a detector's graph that looks the queries up, in onnxruntime."""
+    import onnxruntime
+    from onnx import TensorProto, helper
+
+    from models.onnx_detector import in_metric, nearest
+    from models.onnx_graph import Writer
+
+    write = Writer()
+    distances = nearest(write, *in_metric(write, None, "patches", bank, None), bank.vectors)
+    patches = helper.make_tensor_value_info("patches", TensorProto.FLOAT, [1, *queries.shape])
+    graph = write.model(patches, {distances: helper.make_tensor_value_info("distances", TensorProto.FLOAT, None)})
+    options = session_options(torch.get_num_threads())
+    session = onnxruntime.InferenceSession(graph.SerializeToString(), options, providers=["CPUExecutionProvider"])
+    return lambda: torch.from_numpy(session.run(None, {"patches": queries[None].numpy()})[0])
+
+
+def both_scales(settings: Settings, images: int) -> Iterator[tuple[str, Tensor, int]]:
+    """Name, (N, D) patches and an image's number of patches, of each scale of form 'wedge'."""
+    samples = train_samples(settings, find_categories(settings)[0])[:images]
+    backbone, weights = load("efficientnet_lite0")
+    net = WedgeNet(backbone, device=settings.device, engine=settings.engine)
+    for stride, features in zip(net.strides, extract_features(net, samples, settings, "both scales"), strict=True):
+        name = f"efficientnet_lite0, stride {stride}, {weights} weights, {len(samples)} images"
+        yield name, features.flatten(0, 1).to(settings.device), features.shape[1]
 
 
 def repeated(call: Callable[[], Tensor]) -> tuple[Callable[[], None], int]:
@@ -114,25 +151,30 @@ def main(argv: Sequence[str] | None = None) -> int:
     if faiss is None:
         print("install faiss-cpu to compare with it as well")
     if options.features:
-        features = ((str(path), torch.from_numpy(np.load(path)).to(settings.device)) for path in options.features)
+        features = (
+            (str(path), torch.from_numpy(np.load(path)).to(settings.device), QUERIES) for path in options.features
+        )
     else:
-        features = cases(settings, options.images)
+        joint = ((*case, QUERIES) for case in cases(settings, options.images))
+        features = itertools.chain(both_scales(settings, options.images), joint)
 
     rows: list[Row] = []
     bars: dict[str, dict[str, float]] = {}
-    for name, patches in features:
-        patches, queries = patches[:-QUERIES], patches[-QUERIES:].contiguous()
-        chosen = greedy_coreset(patches, int(len(patches) * max(RATIOS)))
-        for ratio in RATIOS:
-            vectors = patches[chosen[: int(len(patches) * ratio)].sort().values]
+    for name, patches, count in features:
+        patches, queries = patches[:-count], patches[-count:].contiguous()
+        order = torch.randperm(len(patches), generator=torch.Generator().manual_seed(settings.seed))
+        for size in SIZES:
+            if size > len(patches) or size * patches.shape[1] > LARGEST:
+                continue
+            vectors = patches[order[:size].to(patches.device)]
             its_rows = measure(name, queries, vectors, options.repeats)
-            bars[f"D = {vectors.shape[1]}, {len(vectors)} vectors"] = {
+            bars[f"{count} patches, {vectors.shape[1]} dimensions, {len(vectors):,} vectors"] = {
                 row["way"]: row["milliseconds"] for row in its_rows
             }
             rows += its_rows
     print_table(rows)
     write_csv(RESULTS / "search.csv", rows)
-    plot_bars(RESULTS / "search.png", f"Nearest of the bank, {QUERIES} queries", "milliseconds", bars)
+    plot_bars(RESULTS / "search.png", "Nearest vectors of an image's patches", "milliseconds", bars)
     wrong = [row for row in rows if row["way"] == "ours" and not row["largest_error"] <= TOLERANCE]
     for row in wrong:
         print(f"DIFFERS: {row['features']}, {row['bank']} vectors: by {row['largest_error']:.1g}")

@@ -18,12 +18,13 @@ from onnx import TensorProto, helper
 from torch import Tensor
 
 from models.condition import STATISTICS
-from models.detector import Detector, Net
+from models.detector import Detector
 from models.errors import InputError
 from models.memory_bank import MemoryBank
 from models.onnx_embedding import write_embedding
 from models.onnx_graph import Writer, model_of, trunk_graph
 from models.scoring import LEAST_BACKGROUND, Prediction, quarter
+from models.whitening import ConditionMaps
 
 TILE = 384  # bank vectors in one product: with one image's 784 patches 1.2 MB, which stays in a core's cache
 FLOAT_LAYERS = 6  # convolutions that an 8-bit backbone keeps in float32: all later ones amplify what they round off
@@ -84,13 +85,14 @@ def _write(
     """From ``images`` (N, 3, H, W) in [0, 1] to what a model may give, by its name there."""
     net = detectors[0].net
     embedded = write_embedding(write, net, trunk, images, image_size)
+    metrics = getattr(net, "maps", None) or [None] * len(embedded.features)
     scales = [
-        _in_metric(write, net, scale, features, detectors[0].banks[scale], embedded.condition)
-        for scale, features in enumerate(embedded.features)
+        in_metric(write, metric, features, bank, embedded.condition)
+        for metric, features, bank in zip(metrics, embedded.features, detectors[0].banks, strict=True)
     ]
     found = {}
     for number, detector in enumerate(detectors):
-        distances = [_nearest(write, *scale, bank.vectors) for scale, bank in zip(scales, detector.banks, strict=True)]
+        distances = [nearest(write, *scale, bank.vectors) for scale, bank in zip(scales, detector.banks, strict=True)]
         score, anomaly_map = _judge(write, detector, distances, embedded.condition)
         found |= {f"score{number or ''}": score, f"anomaly_map{number or ''}": anomaly_map}
     return found | {name: value for name, value in zip(READING, embedded[1:], strict=True) if value is not None}
@@ -152,14 +154,15 @@ class _Queries(NamedTuple):
     centre: Tensor
 
 
-def _in_metric(write: Writer, net: Net, scale: int, features: str, bank: MemoryBank, condition: str | None) -> _Queries:
-    """A scale's features (N, P, D) through metric and lens."""
+def in_metric(
+    write: Writer, metric: ConditionMaps | None, features: str, bank: MemoryBank, condition: str | None
+) -> _Queries:
+    """A scale's features (N, P, D) through metric and lens, if there are any."""
     # |q - b|^2 = |q|^2 + |b|^2 - 2 q.b is taken around a bank's mean, which keeps rounding small beside distances.
     centre = bank.vectors.mean(dim=0, dtype=torch.float32).cpu()
-    maps = getattr(net, "maps", None)
-    if maps:
-        matrices = F.pad(maps[scale].matrices.cpu(), (0, 1))
-        offsets = F.pad(maps[scale].offsets.cpu() - centre, (0, 1), value=1.0)
+    if metric is not None:
+        matrices = F.pad(metric.matrices.cpu(), (0, 1))
+        offsets = F.pad(metric.offsets.cpu() - centre, (0, 1), value=1.0)
         chosen = [matrices[0], offsets[0]]
         if condition is not None and len(matrices) > 1:
             chosen = [write("Gather", each, condition) for each in (matrices, offsets)]
@@ -170,19 +173,17 @@ def _in_metric(write: Writer, net: Net, scale: int, features: str, bank: MemoryB
     return _Queries(patches, write("ReduceSumSquare", patches, [1], keepdims=0), centre)
 
 
-def _nearest(write: Writer, patches: str, squared: str, centre: Tensor, vectors: Tensor) -> str:
+def nearest(write: Writer, patches: str, squared: str, centre: Tensor, vectors: Tensor) -> str:
     """Distances (N * P,) to the nearest of (M, K) vectors."""
     # The greatest of 2 q.b - |b|^2 + 1 belongs to the nearest. With a column for the last two, one product gives it.
     table = write("Sub", write("Cast", vectors, to=TensorProto.FLOAT), centre)
     lengths = (vectors.cpu().float() - centre).square().sum(dim=1, keepdim=True)
     table = write("Transpose", write("Concat", write("Mul", table, 2.0), 1 - lengths, axis=1), perm=[1, 0])
     counts = [min(TILE, len(vectors) - start) for start in range(0, len(vectors), TILE)]
-    tiles = write.several(
-        "Split", len(counts), table, counts, axis=1
-    )  # all so far is done once, when a model is loaded
+    # All up to here is done once, when a model is loaded.
+    tiles = write.several("Split", len(counts), table, counts, axis=1)
     best = [write("ReduceMax", write("MatMul", patches, tile), [1], keepdims=0) for tile in tiles]
-    nearest = write("Max", *best)
-    return write("Sqrt", write("Abs", write("Sub", squared, nearest)))  # not Relu, which may hide NaN
+    return write("Sqrt", write("Abs", write("Sub", squared, write("Max", *best))))  # not Relu, which may hide NaN
 
 
 def _judge(write: Writer, detector: Detector, distances: Sequence[str], condition: str | None) -> tuple[str, str]:

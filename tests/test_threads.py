@@ -6,6 +6,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+from models.threads import session_options
+
 import pytest
 
 ROOT = Path(__file__).parents[1]
@@ -40,3 +42,16 @@ def test_the_packages_tell_it_unless_the_user_has(package, own, spins):
         [sys.executable, "-c", code], cwd=ROOT, env=kept | own, capture_output=True, text=True, check=True
     )
     assert found.stdout.split() == ["False", spins]
+
+
+@pytest.mark.parametrize(("version", "spins"), [("1.25.0", False), ("1.26.0", True), ("1.100.1", True)])
+def test_onnxruntimes_threads_spin_only_where_that_can_be_limited(monkeypatch, version, spins):
+    onnxruntime = pytest.importorskip("onnxruntime")
+    monkeypatch.setattr(onnxruntime, "__version__", version)
+    options = session_options(3)
+    assert options.intra_op_num_threads == 3
+    if spins:
+        assert options.get_session_config_entry("session.intra_op.spin_duration_us") == "10"
+        assert options.get_session_config_entry("session.force_spinning_stop") == "1"
+    else:
+        assert options.get_session_config_entry("session.intra_op.allow_spinning") == "0"
