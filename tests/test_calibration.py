@@ -155,7 +155,7 @@ def scores_by_loops(distances, units, offset):
 
 
 def test_units_and_offsets_make_good_parts_alike_at_every_scale_and_in_every_condition():
-    (units, offsets, scores, judged, distances, spreads), memories, scales, altered = calibrated(30)
+    (units, offsets, scores, judged, distances), memories, scales, altered = calibrated(30)
     images = torch.arange(30)
     conditions = [
         [memory.distances(images, own)[0] for own, memory in zip(parts, memories, strict=True)]
@@ -163,9 +163,8 @@ def test_units_and_offsets_make_good_parts_alike_at_every_scale_and_in_every_con
     ]
     assert torch.equal(judged, images)
     assert all(map(torch.equal, distances, conditions[0]))
-    for own, unit, spread in zip(conditions[0], units[0], spreads, strict=True):
+    for own, unit in zip(conditions[0], units[0], strict=True):
         assert (own * unit).square().mean().item() == pytest.approx(1, rel=1e-4)
-        assert (unit * spread).item() == pytest.approx(1)
     torch.testing.assert_close(scores, scores_by_loops(conditions[0], units[0], 0), rtol=1e-4, atol=1e-4)
     assert offsets[0] == 0
     for own, unit, offset in zip(conditions, units, offsets, strict=True):

@@ -210,11 +210,9 @@ def test_a_hundred_mutated_checkpoints_run_or_are_refused(line, tmp_path, one_ne
         ({"memory_banks": [torch.zeros(3), torch.zeros(3)]}, "its memory_banks are not matrices"),
         ({"memory_banks": [torch.zeros(3, 5), torch.zeros(3, 6)]}, "its vectors have 5 and 6 dimensions, its metric "),
         (
-            {"memory_banks": [torch.zeros(3, 5)], "scales": torch.ones(10, 1), "spreads": torch.ones(1)},
+            {"memory_banks": [torch.zeros(3, 5)], "scales": torch.ones(10, 1)},
             "its vectors have 5 dimensions",
         ),
-        ({"spreads": torch.ones(3)}, "its spreads do not fit its banks"),
-        ({"spreads": torch.tensor([1.0, float("nan")])}, "its spreads do not fit its banks"),
         ({"memory_banks": [torch.full((3, 5), torch.nan)] * 2}, "m.pt cannot be used: the memory bank holds NaN"),
         ({"memory_banks": [torch.ones(3, 5).long()] * 2}, "m.pt cannot be used: a memory bank must be float32 or"),
         ({"settings": None}, "its settings is of type NoneType"),

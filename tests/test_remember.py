@@ -132,20 +132,23 @@ def test_no_patch_lies_farther_and_no_good_part_turns_ng(model, variants, traine
     assert not ((after > new_threshold) & (scored <= threshold)).any()
 
 
-def test_only_what_is_not_covered_is_added_and_nothing_uncovered_remains(model, variants):
-    old = load_checkpoint(model)
+def test_only_what_is_too_far_is_added_and_afterwards_nothing_is(model, variants):
+    old, judge = load_checkpoint(model), TorchModel(model, config)
     assert remember.main([str(model), str(variants), "--yes"]) == 0
     new = load_checkpoint(model)
-    judge = TorchModel(model, config)
-    seen = judge.detector.net.look(torch.from_numpy(np.stack(pixels(variants))).permute(0, 3, 1, 2) / 255).features
-    for before, after, features, added, spread in zip(
-        old.memory_banks, new.memory_banks, seen, new.remembered[0]["patches"], old.spreads.tolist(), strict=True
-    ):
+    threshold = conformal_threshold(old.calibration_scores.numpy(), RATE)
+    seen = judge.detector.net.look(torch.from_numpy(np.stack(pixels(variants))).permute(0, 3, 1, 2) / 255)
+    conditions = seen.reading.conditions
+    for scale, (before, after) in enumerate(zip(old.memory_banks, new.memory_banks, strict=True)):
+        added, features = new.remembered[0]["patches"][scale], seen.features[scale].flatten(0, 1)
         assert torch.equal(after[: len(before)], before)
         assert len(after) == len(before) + added
-        assert MemoryBank(after).nearest(features.flatten(0, 1)).max() <= spread * 1.002  # stored in half precision
+        reach = (threshold - old.offsets[conditions]) / 2 / old.scales[conditions, scale]
+        reach = reach.repeat_interleave(len(features) // len(conditions))
+        distances = MemoryBank(after).nearest(features)
+        assert (distances <= reach * 1.002).all()  # stored in half precision
         if added:
-            assert MemoryBank(before).nearest(after[len(before) :].float()).min() >= spread * 0.998
+            assert MemoryBank(before).nearest(after[len(before) :].float()).min() >= reach.min() * 0.998
     assert sum(new.remembered[0]["patches"]) > 0
     assert len(new.calibration_scores) == len(old.calibration_scores) + 10
     # Covered now: the same parts again, in other files, add hardly anything.

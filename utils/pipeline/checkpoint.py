@@ -19,7 +19,7 @@ from utils.atomic import atomic_file
 from utils.data.region import read_region, region_path
 from utils.settings import Settings, ratio_name
 
-FORMAT = 5
+FORMAT = 6
 INSIDE = "region.inside"  # of a network's state
 
 
@@ -27,16 +27,14 @@ INSIDE = "region.inside"  # of a network's state
 class Checkpoint:
     """One category's memory banks and what they were made with.
 
-    ``memory_banks`` for each scale (M, D) float32 or float16; ``spreads`` (S,), how far good patches lie from them, see
-    ``Calibration``; ``scales`` (K, S) and ``offsets`` (K,), see ``Detector``; ``settings`` those the
-    embedding depends on, and the BIT_DEPTH that was found; ``state`` what the embedding has beside the backbone;
-    ``fingerprint`` of the backbone's weights; ``training_digest`` of the training files; ``calibration_scores`` (n,) of
-    training images against a bank without them; ``picture_sizes`` of the training files: the smallest and the largest
-    (width, height); ``remembered`` what remember.py has added since, a dict for each time.
+    ``memory_banks`` for each scale (M, D) float32 or float16; ``scales`` (K, S) and ``offsets`` (K,), see ``Detector``;
+    ``settings`` those the embedding depends on, and the BIT_DEPTH that was found; ``state`` what the embedding has
+    beside the backbone; ``fingerprint`` of the backbone's weights; ``training_digest`` of the training files;
+    ``calibration_scores`` (n,) of training images against a bank without them; ``picture_sizes`` of the training files:
+    the smallest and the largest (width, height); ``remembered`` what remember.py has added since, a dict for each time.
     """
 
     memory_banks: list[Tensor]
-    spreads: Tensor
     scales: Tensor
     offsets: Tensor
     settings: dict[str, Any]
@@ -101,11 +99,9 @@ def as_checkpoint(contents: Any, path: Path) -> Checkpoint:
     for name, kind in get_type_hints(Checkpoint).items():
         if not isinstance(contents[name], get_origin(kind) or kind):
             raise InputError(f"{path} is damaged: its {name} is of type {type(contents[name]).__name__}")
-    banks, spreads, scales, offsets = (contents[name] for name in ("memory_banks", "spreads", "scales", "offsets"))
+    banks, scales, offsets = (contents[name] for name in ("memory_banks", "scales", "offsets"))
     if not banks or not all(isinstance(bank, Tensor) and bank.ndim == 2 for bank in banks):
         raise InputError(f"{path} is damaged: its memory_banks are not matrices")
-    if spreads.shape != (len(banks),) or not (spreads.isfinite() & (spreads >= 0)).all():
-        raise InputError(f"{path} is damaged: its spreads do not fit its banks")
     if contents["calibration_scores"].ndim != 1 or offsets.ndim != 1 or scales.shape != (len(offsets), len(banks)):
         raise InputError(f"{path} is damaged: its calibration_scores, scales or offsets have a wrong shape")
     if not (scales.isfinite().all() and offsets.isfinite().all()):  # a score of NaN is above no threshold

@@ -1,7 +1,8 @@
 """Good parts that join a memory after training, without the training pictures.
 
-Good patches lie at some distance from a memory that has not seen them, their spread. Of new good parts only those
-patches join that lie farther away, so that afterwards none does.
+A picture is NG if its distances, added over the scales, are above the threshold at some place. Of new good parts only
+those patches join whose distance is more than its scale's share of the threshold. Afterwards none is, and these parts
+are OK whatever else they show.
 """
 
 import copy
@@ -47,16 +48,19 @@ def remember_pictures(
     ``threshold``: these pictures were picked because they scored high, and stand for the many that did not.
     """
     conditions = None if seen.reading is None else seen.reading.conditions
-    spreads = checkpoint.spreads.tolist()
     known = detector.distances(seen.features)
     count = len(seen.features[0])
+    # A score is the sum of distances, each times its scale, and of an offset: what each may be, (n, S).
+    chosen = slice(0, 1) if conditions is None else conditions
+    reach = (threshold - detector.offsets[chosen, None]).clamp_min(0) / len(known) / detector.scales[chosen]
+    reach = reach.expand(count, -1)
 
     def added(scale: int, pictures: Tensor) -> Tensor:
         """What some of the pictures add to the memory of a scale, (m, D), as it will be stored."""
-        patches = seen.features[scale][pictures].flatten(0, 1)
-        stored = patches.to(checkpoint.memory_banks[scale].dtype).float()
-        far = known[scale][pictures].flatten() > spreads[scale]
-        return cover(stored[far], known[scale][pictures].flatten()[far], spreads[scale])
+        patches, own = seen.features[scale][pictures], known[scale][pictures]
+        radius = reach[pictures, scale, None].expand_as(own)
+        far = own > radius
+        return cover(patches[far].to(checkpoint.memory_banks[scale].dtype).float(), own[far], radius[far])
 
     def distances(scale: int, new: Tensor, pictures: Tensor) -> Tensor:
         """Of some of the pictures, to the memory with what is new in it."""
@@ -99,14 +103,15 @@ def defect_limit(calibration: Tensor) -> float:
     return float(highest + FAR * (highest - middle))
 
 
-def cover(patches: Tensor, distances: Tensor, radius: Tensor | float) -> Tensor:
-    """Of (n, D) patches, at ``distances`` (n,) from a bank, those (m, D) that leave none farther than ``radius``.
+def cover(patches: Tensor, distances: Tensor, radius: Tensor) -> Tensor:
+    """Of (n, D) patches, at ``distances`` (n,) from a bank, those (m, D) that leave none beyond its own ``radius``.
 
-    The farthest first, as in the selection of a coreset.
+    ``radius`` (n,) is less than the distances. The farthest first, as in the selection of a coreset.
     """
     added = []
     while len(patches):
         added.append(patches[distances.argmax()])
         distances = torch.minimum(distances, torch.linalg.vector_norm(patches - added[-1], dim=1))
-        patches, distances = patches[distances > radius], distances[distances > radius]
+        left = distances > radius
+        patches, distances, radius = patches[left], distances[left], radius[left]
     return torch.stack(added) if added else patches

@@ -96,8 +96,7 @@ class Calibration(NamedTuple):
     """What makes scores comparable, and how good parts score that the memory has not seen.
 
     ``scales`` (K, S) and ``offsets`` (K,), see ``Detector``; ``scores`` (n,) of the training images with the numbers
-    ``images`` (n,), whose patches lie as far from the memory of the others as ``distances`` (n, h*w) of each scale say;
-    ``spreads`` (S,), the root mean square of these distances.
+    ``images`` (n,), whose patches lie as far from the memory of the others as ``distances`` (n, h*w) of each scale say.
     """
 
     scales: Tensor
@@ -105,7 +104,6 @@ class Calibration(NamedTuple):
     scores: Tensor
     images: Tensor
     distances: list[Tensor]
-    spreads: Tensor
 
 
 class Trained(NamedTuple):
@@ -180,7 +178,6 @@ def train_category(
         path = method.path(category, ratio)
         checkpoint = Checkpoint(
             memory_banks=[memory.vectors.to(method.bank_dtype) for memory in memories],
-            spreads=calibration.spreads,
             scales=calibration.scales,
             offsets=calibration.offsets,
             settings=method.embedding | {"BIT_DEPTH": settings.bit_depth},
@@ -299,15 +296,14 @@ def calibrate(
     held_out = list(few) or [memory.distances(images, memory.features)[0] for memory in memories]
     judged = _all_finite(held_out)
     images, held_out = images[judged], [own[judged] for own in held_out]
-    # A single image has no others to be compared with; its patches' own spread is the best guess.
-    known = [
-        own if len(own) else memory.features.float().square().sum(dim=2).sqrt()
-        for own, memory in zip(held_out, memories, strict=True)
-    ]
-    with one_thread():
-        spreads = torch.stack([own.square().mean().sqrt() for own in known])
     if len(memories) > 1:  # of a single scale, distances are the scores' unit
-        units[:] = 1 / spreads.clamp_min(1e-6)
+        # A single image has no others to be compared with; its patches' own spread is the best guess.
+        known = [
+            own if len(own) else memory.features.float().square().sum(dim=2).sqrt()
+            for own, memory in zip(held_out, memories, strict=True)
+        ]
+        with one_thread():
+            units[:] = 1 / torch.stack([own.square().mean().sqrt() for own in known]).clamp_min(1e-6)
     calibration = scores(held_out)
     if altered:
         numbers = lens_images(count, len(altered[0][0]))
@@ -321,7 +317,7 @@ def calibrate(
                 factor = clean.std() / own.std()
                 units[condition] *= factor
                 offsets[condition] = clean.mean() - factor * own.mean()
-    return Calibration(units, offsets, calibration, images, held_out, spreads)
+    return Calibration(units, offsets, calibration, images, held_out)
 
 
 def _all_finite(scales: Sequence[Tensor]) -> Tensor:
