@@ -35,7 +35,7 @@ PatchCore_DIR = "patch_core_pt"  # the baseline's banks
 PATCHCORE_BACKBONE = "wide_resnet50_2"  # any of BACKBONE's; a bank of train_patchcore.py knows its own
 PATCHCORE_WEIGHTS = None  # as BACKBONE_WEIGHTS
 
-# Machine: what computes, how exactly, and how much at a time; results depend on the shards alone, and by rounding.
+# Machine: what computes, and how much at a time. But for rounding, only SHARD_IMAGES and PRECISION change results.
 DEVICE = "auto"  # "auto" (CUDA, then MPS, then CPU), "cpu", "cuda", "cuda:1", "mps"
 ENGINE = "auto"  # what scores images: "auto" (onnxruntime on a CPU, torch elsewhere), "torch", "onnxruntime"
 PRECISION = "float32"  # of the network on an NVIDIA GPU: "float32", or faster "tf32", "bfloat16", "float16"

@@ -19,7 +19,7 @@ import json
 import statistics
 import sys
 import time
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, fields
@@ -68,7 +68,7 @@ class Verdict:
     regions: int | None = None
 
 
-MOST = 8  # images that are judged at once: each takes some memory
+SIDE_BY_SIDE = 8  # pictures that are judged at once, at most: each takes some memory
 HEADER = [field.name for field in fields(Verdict)]
 
 
@@ -94,54 +94,54 @@ def main(argv: Sequence[str] | None = None) -> int:
         raise InputError(f"--watch {options.watch} is not a folder")
     if options.watch and options.gallery:
         raise InputError("--gallery is a page of INPUT: --watch has no end at which it could be written")
+    check_replaceable(options.csv, ",".join(HEADER))
+    check_replaceable(options.jsonl, "{")
     paths = find_images(options.inputs)
     # Several files that are there already are judged side by side, each by one core, which takes less time in all than
     # one after the other by all cores. One that a camera has just written gets all of them.
-    together = (
-        min(MOST, cores()) if isinstance(paths, list) and len(paths) > 1 and options.model.suffix == ".onnx" else 0
-    )
+    several = isinstance(paths, list) and len(paths) > 1 and options.model.suffix == ".onnx"
+    threads = min(SIDE_BY_SIDE, cores()) if several else 0
     gallery = Gallery(options.gallery) if options.gallery else None
-    model = load_model(options.model, threads=1 if together else None)
+    model = load_model(options.model, threads=1 if several else 0)
     judge = Judge(model, options.false_alarm_rate, options.heatmaps, gallery is not None)
-    judged = read_judged(options.csv) if options.watch else set()
+    if options.watch:
+        outcomes = watch(judge, options.watch.resolve(), read_judged(options.csv))
+    else:
+        outcomes = ahead(judge, paths, threads, 2 * threads)
 
-    counts: Counter[str] = Counter()
-    unfamiliar = other_depths = 0
-    times: list[float] = []
+    tally = Tally()
     with ExitStack() as stack:
-        mode = "a" if options.watch else "w"
-        results = Results(options.csv, options.jsonl, mode, stack)
-        outcomes = (
-            watch(judge, options.watch.resolve(), judged)
-            if options.watch
-            else ahead(judge, paths, together, 2 * together)
-        )
+        results = Results(options.csv, options.jsonl, "a" if options.watch else "w", stack)
         try:
-            for verdict, error, note, size, card in outcomes:
-                counts[verdict.verdict] += 1
-                unfamiliar += verdict.condition == UNFAMILIAR
-                times += [verdict.milliseconds] if verdict.milliseconds is not None else []
-                if note is not None and not other_depths:
-                    print(f"warning: {printable(note)}; others like it are not named", file=sys.stderr)
-                other_depths += note is not None
-                results.add(verdict, error)
+            for outcome in outcomes:
+                tally.add(outcome)
+                results.add(outcome.verdict, outcome.error)
                 if gallery is not None:
-                    gallery.add(asdict(verdict) | {"error": error}, size, card)
+                    gallery.add(asdict(outcome.verdict) | {"error": outcome.error}, outcome.size, outcome.card)
         except KeyboardInterrupt:
             if not options.watch:
                 raise
         finally:
-            print(summary(counts, unfamiliar, times), file=sys.stderr)
+            print(tally, file=sys.stderr)
     if gallery is not None:
         gallery.write(f"{printable(judge.model.info.category)}: judged pictures", judge.described)
-        print(f"{printable(str(options.gallery))}: {counts.total()} images, worst first", file=sys.stderr)
-    if counts["ERROR"] and not times and not options.watch:
+        print(f"{printable(str(options.gallery))}: {tally.counts.total()} images, worst first", file=sys.stderr)
+    if tally.counts["ERROR"] == tally.counts.total() > 0 and not options.watch:
         return 2
-    return int(options.fail_on_ng and counts["NG"] + counts["ERROR"] > 0)
+    return int(options.fail_on_ng and tally.counts["NG"] + tally.counts["ERROR"] > 0)
 
 
-def load_model(path: Path, threads: int | None = None) -> Model:
-    """The model in a file; only a .pt file needs torch. ``threads`` of a .onnx, None for all cores."""
+def check_replaceable(table: Path | None, start: str) -> None:
+    """Raise :class:`InputError` if a file is there that does not start as a table of verdicts does."""
+    if table is not None and table.is_file():
+        with open(table, "rb") as file:
+            found = file.read(len(start))
+        if found and found != start.encode():
+            raise InputError(f"{table} is there and no table of verdicts: choose another file")
+
+
+def load_model(path: Path, threads: int = 0) -> Model:
+    """The model in a file; only a .pt file needs torch. ``threads`` of a .onnx for one picture, 0: one a core."""
     if path.suffix == ".onnx":
         return OnnxModel(path, threads)
     if path.suffix == ".pt":
@@ -298,11 +298,30 @@ def read_judged(table: Path) -> set[str]:
     return {row[0] for row in rows[1:] if row}
 
 
-def summary(counts: Counter[str], unfamiliar: int, times: Sequence[float]) -> str:
-    """One line at the end."""
-    line = f"{counts.total()} images: {counts['OK']} OK, {counts['NG']} NG, {counts['ERROR']} unreadable"
-    line += f", {unfamiliar} unlike anything in training" if unfamiliar else ""
-    return line + (f"; median {statistics.median(times):.1f} ms" if times else "")
+class Tally:
+    """What came of all images so far, and as text one line on it."""
+
+    def __init__(self) -> None:
+        self.counts: Counter[str] = Counter()
+        self.unfamiliar = self.other_depths = 0
+        self.start, self.times = time.perf_counter(), deque[float](maxlen=10_000)
+
+    def add(self, outcome: Outcome) -> None:
+        """Count an image; of the first one that has another bit depth, say so."""
+        verdict = outcome.verdict
+        self.counts[verdict.verdict] += 1
+        self.unfamiliar += verdict.condition == UNFAMILIAR
+        if verdict.milliseconds is not None:
+            self.times.append(verdict.milliseconds)
+        if outcome.note is not None and not self.other_depths:
+            print(f"warning: {printable(outcome.note)}; others like it are not named", file=sys.stderr)
+        self.other_depths += outcome.note is not None
+
+    def __str__(self) -> str:
+        counts, seconds = self.counts, time.perf_counter() - self.start
+        line = f"{counts.total()} images: {counts['OK']} OK, {counts['NG']} NG, {counts['ERROR']} unreadable"
+        line += f", {self.unfamiliar} unlike anything in training" if self.unfamiliar else ""
+        return line + (f"; {seconds:.1f} s, median {statistics.median(self.times):.1f} ms" if self.times else "")
 
 
 if __name__ == "__main__":

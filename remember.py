@@ -3,9 +3,9 @@
     python remember.py WEDGE-Net/10pct/model_data_tile_10pct.pt false_alarms/
     python remember.py WEDGE-Net/10pct/model_data_tile_10pct.pt --undo
 
-MODEL is a .pt file of train.py. Patches of these pictures that lie farther from the memory than good ones usually do
-are added to it. Nothing of any picture is farther from it than before, and the threshold, for which these pictures
-count too, does not rise. The old file is kept beside the new one: --undo brings it back, once for each time that
+MODEL is a .pt file of train.py. Patches of these pictures that lie too far from the memory for an OK are added to it.
+Nothing of any picture is farther from it than before, and the threshold, for which these pictures count too, does not
+rise. The old file is kept beside the new one: --undo brings it back, once for each time that
 pictures were added. A log in the file says what was added and when. --onnx writes the model of export_onnx.py again.
 
 A picture that looks like a defect rather than like another kind of good part, or that is of another size than all in
@@ -23,7 +23,6 @@ from pathlib import Path
 
 import models.threads  # noqa: F401 - before torch
 
-import numpy as np
 import torch
 
 import config
@@ -33,7 +32,7 @@ from models.errors import InputError
 from models.wedge_net import Embedding
 from utils.atomic import atomic_file
 from utils.console import Parser, command, printable
-from utils.data.dataset import GOOD, Sample
+from utils.data.dataset import GOOD, Sample, as_images
 from utils.data.image import Geometry, picture_size, read_image
 from utils.line.inputs import find_images
 from utils.line.torch_model import TorchModel
@@ -169,8 +168,8 @@ def other_sizes(paths: Sequence[Path], sizes: Sequence[tuple[int, int]]) -> list
 
 def look(detector: Detector, paths: Sequence[Path], geometry: Geometry) -> Embedding:
     """What the network sees in picture files."""
-    pixels = np.stack([geometry.apply(read_image(path, detector.bit_depth, geometry=geometry)) for path in paths])
-    return detector.net.look(torch.from_numpy(pixels).permute(0, 3, 1, 2).float().div_(255))
+    pixels = [geometry.apply(read_image(path, detector.bit_depth, geometry=geometry)) for path in paths]
+    return detector.net.look(as_images(pixels))
 
 
 def tell_export(path: Path, wanted: bool, pictures: Sequence[Path]) -> None:

@@ -3,11 +3,11 @@
 Benchmarks run from the repository's root as modules: ``python -m benchmarks.coreset``.
 """
 
-import csv
 import statistics
 from collections.abc import Sequence
 from pathlib import Path
 
+from utils.pictures.tables import write_csv  # noqa: F401 - for the benchmarks
 from utils.pipeline.timing import alternate, describe_machine, describe_versions  # noqa: F401 - for the benchmarks
 
 RESULTS = Path(__file__).parent / "results"
@@ -26,15 +26,6 @@ def print_table(rows: Sequence[Row]) -> None:
     cells.insert(1, ["-" * width for width in widths])
     for line in cells:
         print("| " + " | ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)) + " |")
-
-
-def write_csv(path: Path, rows: Sequence[Row]) -> None:
-    """Write rows that share their keys; the folder is made."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with open(path, "w", newline="") as file:
-        writer = csv.DictWriter(file, list(rows[0]))
-        writer.writeheader()
-        writer.writerows(rows)
 
 
 def plot_bars(path: Path, title: str, unit: str, bars: dict[str, dict[str, float]]) -> None:

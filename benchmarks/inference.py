@@ -134,7 +134,7 @@ def whole_images(settings: Settings, name: str, images: int, repeats: int) -> tu
         judges |= {way: detector.predict for way, detector in trained.items()}
         theirs = trained[BASELINE].banks[0].vectors
         if importlib.util.find_spec("anomalib") is not None:
-            judges[ANOMALIB] = peer = Verdict(build_patchcore(backbone, theirs), backbone).to(settings.device)
+            judges[ANOMALIB] = Verdict(build_patchcore(backbone, theirs), backbone).to(settings.device)
             if settings.device.type == "cpu" and importlib.util.find_spec("openvino") is not None:
                 judges[OPENVINO] = in_openvino(
                     Verdict(build_patchcore(backbone, theirs), backbone), settings.image_size

@@ -146,6 +146,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     without = [name.strip() for name in options.without.split(",") if name.strip()]
     if unknown := set(without) - set(DETECTORS):
         raise InputError(f"--without {', '.join(sorted(unknown))}: there are {', '.join(DETECTORS)}")
+    if set(without) == set(DETECTORS):
+        raise InputError("--without leaves every detector out")
     print(describe_machine(settings.device))
     print(describe_versions("torch", "onnxruntime", "anomalib"))
     rows: list[Row] = []

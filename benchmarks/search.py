@@ -4,13 +4,12 @@
     python -m benchmarks.search --features features.npy
 
 The bank holds 50 to 60,000 of the patches of training images, the queries are the patches of one more image: at both
-scales of form 'wedge', and of form 'paper'; or the rows of (N, D) files, the last 784 being the queries. Ours is the
-search that a detector would use, in its graph or outside of it. All distances are exact, so all are compared with brute
-force in float64. Writes ``benchmarks/results/search.csv`` and ``.png``; exit code 1 if a distance of ours is off by
-more than 1e-4, relative.
+scales of form 'wedge', by its metric, and of form 'paper'; or the rows of (N, D) files, the last 784 being the queries.
+Ours is the search that a detector would use, in its graph or outside of it. All distances are exact, so all are
+compared with brute force in float64. Writes ``benchmarks/results/search.csv`` and ``.png``; exit code 1 if a distance
+of ours is off by more than 1e-4, relative.
 """
 
-import importlib.util
 import itertools
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -36,8 +35,10 @@ from benchmarks.common import (
 )
 from benchmarks.coreset import cases
 from benchmarks.inference import load
+from models.errors import InputError
 from models.memory_bank import MemoryBank
-from models.wedge_net import WedgeNet
+from models.wedge_net import RECIPE, WedgeNet
+from models.whitening import fit_whitening
 from utils.console import command
 from utils.data.dataset import find_categories, train_samples
 from utils.pipeline.inference import extract_features
@@ -67,7 +68,7 @@ def brute_force(queries: Tensor, vectors: Tensor) -> Tensor:
 def searches(queries: Tensor, vectors: Tensor) -> dict[str, Callable[[], Tensor]]:
     """Each way to search, ready to be called; gives (Q,) distances."""
     bank = MemoryBank(vectors)
-    in_graph = vectors.device.type == "cpu" and not bank.pruned and importlib.util.find_spec("onnxruntime") is not None
+    in_graph = vectors.device.type == "cpu" and not bank.pruned
     ways = {
         "ours": graph_search(bank, queries) if in_graph else lambda: bank.nearest(queries),
         "torch.cdist": lambda: torch.cdist(queries, vectors).amin(dim=1),
@@ -89,7 +90,7 @@ def graph_search(bank: MemoryBank, queries: Tensor) -> Callable[[], Tensor]:
     from models.onnx_graph import Writer
 
     write = Writer()
-    distances = nearest(write, *in_metric(write, None, "patches", bank, None), bank.vectors)
+    distances = nearest(write, in_metric(write, None, "patches", bank.vectors, None), bank.vectors)
     patches = helper.make_tensor_value_info("patches", TensorProto.FLOAT, [1, *queries.shape])
     graph = write.model(patches, {distances: helper.make_tensor_value_info("distances", TensorProto.FLOAT, None)})
     options = session_options(torch.get_num_threads())
@@ -104,7 +105,8 @@ def both_scales(settings: Settings, images: int) -> Iterator[tuple[str, Tensor, 
     net = WedgeNet(backbone, device=settings.device, engine=settings.engine)
     for stride, features in zip(net.strides, extract_features(net, samples, settings, "both scales"), strict=True):
         name = f"efficientnet_lite0, stride {stride}, {weights} weights, {len(samples)} images"
-        yield name, features.flatten(0, 1).to(settings.device), features.shape[1]
+        patches = features.flatten(0, 1)
+        yield name, fit_whitening(patches, RECIPE.shrinkage)(patches).to(settings.device), features.shape[1]
 
 
 def repeated(call: Callable[[], Tensor]) -> tuple[Callable[[], None], int]:
@@ -168,10 +170,10 @@ def main(argv: Sequence[str] | None = None) -> int:
                 continue
             vectors = patches[order[:size].to(patches.device)]
             its_rows = measure(name, queries, vectors, options.repeats)
-            bars[f"{count} patches, {vectors.shape[1]} dimensions, {len(vectors):,} vectors"] = {
-                row["way"]: row["milliseconds"] for row in its_rows
-            }
+            bars[f"{name}\n{len(vectors):,} vectors"] = {row["way"]: row["milliseconds"] for row in its_rows}
             rows += its_rows
+    if not rows:
+        raise InputError(f"too few patches for a bank of {SIZES[0]}: give more --images or rows")
     print_table(rows)
     write_csv(RESULTS / "search.csv", rows)
     plot_bars(RESULTS / "search.png", "Nearest vectors of an image's patches", "milliseconds", bars)

@@ -20,7 +20,6 @@ from torch import Tensor
 from models.condition import STATISTICS
 from models.detector import Detector
 from models.errors import InputError
-from models.memory_bank import MemoryBank
 from models.onnx_embedding import write_embedding
 from models.onnx_graph import Writer, model_of, trunk_graph
 from models.scoring import LEAST_BACKGROUND, Prediction, quarter
@@ -87,12 +86,12 @@ def _write(
     embedded = write_embedding(write, net, trunk, images, image_size)
     metrics = getattr(net, "maps", None) or [None] * len(embedded.features)
     scales = [
-        in_metric(write, metric, features, bank, embedded.condition)
+        in_metric(write, metric, features, bank.vectors, embedded.condition)
         for metric, features, bank in zip(metrics, embedded.features, detectors[0].banks, strict=True)
     ]
     found = {}
     for number, detector in enumerate(detectors):
-        distances = [nearest(write, *scale, bank.vectors) for scale, bank in zip(scales, detector.banks, strict=True)]
+        distances = [nearest(write, scale, bank.vectors) for scale, bank in zip(scales, detector.banks, strict=True)]
         score, anomaly_map = _judge(write, detector, distances, embedded.condition)
         found |= {f"score{number or ''}": score, f"anomaly_map{number or ''}": anomaly_map}
     return found | {name: value for name, value in zip(READING, embedded[1:], strict=True) if value is not None}
@@ -145,7 +144,7 @@ class OnePiece:
         return predictions
 
 
-class _Queries(NamedTuple):
+class Queries(NamedTuple):
     """Names of patches (N * P, K + 1), each around ``centre`` (K,) and with a 1 behind, and of their squared
     lengths, that 1 included."""
 
@@ -155,11 +154,11 @@ class _Queries(NamedTuple):
 
 
 def in_metric(
-    write: Writer, metric: ConditionMaps | None, features: str, bank: MemoryBank, condition: str | None
-) -> _Queries:
+    write: Writer, metric: ConditionMaps | None, features: str, vectors: Tensor, condition: str | None
+) -> Queries:
     """A scale's features (N, P, D) through metric and lens, if there are any."""
     # |q - b|^2 = |q|^2 + |b|^2 - 2 q.b is taken around a bank's mean, which keeps rounding small beside distances.
-    centre = bank.vectors.mean(dim=0, dtype=torch.float32).cpu()
+    centre = vectors.mean(dim=0, dtype=torch.float32).cpu()
     if metric is not None:
         matrices = F.pad(metric.matrices.cpu(), (0, 1))
         offsets = F.pad(metric.offsets.cpu() - centre, (0, 1), value=1.0)
@@ -170,20 +169,21 @@ def in_metric(
     else:
         patches = write("Pad", write("Sub", features, centre), [0, 0, 0, 0, 0, 1], 1.0)
     patches = write("Reshape", patches, [-1, len(centre) + 1])
-    return _Queries(patches, write("ReduceSumSquare", patches, [1], keepdims=0), centre)
+    return Queries(patches, write("ReduceSumSquare", patches, [1], keepdims=0), centre)
 
 
-def nearest(write: Writer, patches: str, squared: str, centre: Tensor, vectors: Tensor) -> str:
+def nearest(write: Writer, queries: Queries, vectors: Tensor) -> str:
     """Distances (N * P,) to the nearest of (M, K) vectors."""
     # The greatest of 2 q.b - |b|^2 + 1 belongs to the nearest. With a column for the last two, one product gives it.
-    table = write("Sub", write("Cast", vectors, to=TensorProto.FLOAT), centre)
-    lengths = (vectors.cpu().float() - centre).square().sum(dim=1, keepdim=True)
+    table = write("Sub", write("Cast", vectors, to=TensorProto.FLOAT), queries.centre)
+    lengths = (vectors.cpu().float() - queries.centre).square().sum(dim=1, keepdim=True)
     table = write("Transpose", write("Concat", write("Mul", table, 2.0), 1 - lengths, axis=1), perm=[1, 0])
     counts = [min(TILE, len(vectors) - start) for start in range(0, len(vectors), TILE)]
     # All up to here is done once, when a model is loaded.
     tiles = write.several("Split", len(counts), table, counts, axis=1)
-    best = [write("ReduceMax", write("MatMul", patches, tile), [1], keepdims=0) for tile in tiles]
-    return write("Sqrt", write("Abs", write("Sub", squared, write("Max", *best))))  # not Relu, which may hide NaN
+    best = [write("ReduceMax", write("MatMul", queries.patches, tile), [1], keepdims=0) for tile in tiles]
+    least = write("Sub", queries.squared, write("Max", *best))
+    return write("Sqrt", write("Abs", least))  # not Relu, which may hide NaN
 
 
 def _judge(write: Writer, detector: Detector, distances: Sequence[str], condition: str | None) -> tuple[str, str]:

@@ -1,4 +1,4 @@
-"""How long torch's and onnxruntime's threads wait for work. Nothing here imports torch: it must be told before that."""
+"""How torch and onnxruntime use threads. To be imported before torch, which reads GOMP_SPINCOUNT when it is loaded."""
 
 import os
 from typing import TYPE_CHECKING
@@ -8,7 +8,7 @@ if TYPE_CHECKING:
 
 # After each of torch's steps libgomp's threads spin for milliseconds, on one processor more than on another, in which
 # onnxruntime's want the cores: with two of them an image takes a seventh longer. After this many turns, a thirtieth of
-# libgomp's own, they sleep. Who has set either variable knows better.
+# libgomp's own, they sleep. A user's own setting is left alone.
 if "OMP_WAIT_POLICY" not in os.environ:
     os.environ.setdefault("GOMP_SPINCOUNT", "10000")
 
@@ -30,6 +30,6 @@ def session_options(threads: int) -> "onnxruntime.SessionOptions":
     if tuple(map(int, onnxruntime.__version__.split(".")[:2])) >= (1, 26):
         options.add_session_config_entry("session.intra_op.spin_duration_us", "10")
         options.add_session_config_entry("session.force_spinning_stop", "1")
-    else:  # it knows no limit but milliseconds
+    else:  # older releases spin for milliseconds or not at all
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     return options

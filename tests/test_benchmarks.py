@@ -4,7 +4,7 @@ import pytest
 import torch
 
 import config
-from benchmarks import good_parts
+from benchmarks import good_parts, peers
 from benchmarks.peers import few_images
 from benchmarks.scaling import PATCHES, exponent, measured, repeated
 from tests.conftest import make_category, small_flags
@@ -44,6 +44,12 @@ def test_fewer_training_images_and_the_same_test_images(flags):
         names = [[(s.path.name, s.defect) for s in samples_for_test(each, category)] for each in (few, settings)]
         assert names[0] == names[1]
     assert not few.data_path.exists()
+
+
+def test_only_detectors_that_there_are_can_be_left_out(flags, capsys):
+    for without, message in (("WEDGE-Net", "there are WEDGE-Net 1%"), (", ".join(peers.DETECTORS), "every detector")):
+        assert peers.main([*flags, "--without", without]) == 2
+        assert message in capsys.readouterr().err
 
 
 def test_good_parts_are_measured_once_and_odd_ones_named(tmp_path, monkeypatch, capsys):

@@ -142,7 +142,7 @@ def test_batches_are_in_order_and_in_range(settings):
     assert masks[4:].flatten(1).any(dim=1).all()
 
 
-def test_workers_give_the_same_batches(settings):
+def test_threads_give_the_same_batches(settings):
     samples = test_samples(settings, "tile")
     alone = torch.cat([batch.images for batch in batches(samples, settings)])
     helped = torch.cat([b.images for b in batches(samples, dataclasses.replace(settings, num_workers=2))])
@@ -150,7 +150,7 @@ def test_workers_give_the_same_batches(settings):
 
 
 @pytest.mark.parametrize("workers", [0, 2])
-def test_a_broken_image_is_one_line_from_a_worker_too(settings, data, workers):
+def test_a_broken_image_is_one_line_from_a_thread_too(settings, data, workers):
     broken = data / "tile/train/good/005.png"
     broken.write_bytes(broken.read_bytes()[:200])
     with pytest.raises(InputError) as caught:

@@ -66,16 +66,74 @@ def test_a_checkpoint_gives_the_same_verdicts(line, tmp_path):
         assert one["regions"] == other["regions"] and [one[name] for name in BOX] == [other[name] for name in BOX]
 
 
+def without_times(rows):
+    return [{name: value for name, value in row.items() if name != "milliseconds"} for row in rows]
+
+
 def test_images_are_named_one_by_one_by_glob_or_on_stdin(line, tmp_path, monkeypatch):
+    """Side by side, each by one core, or one after the other by all: the verdicts are the same to the last digit."""
     good = sorted((line.images / "good").iterdir())
+    found = []
     for inputs, stdin in (
         ([str(path) for path in good], ""),
-        ([str(line.images / "goo?" / "*.png")], ""),
+        ([str(line.images / "goo?" / "*.png"), str(good[0])], ""),  # one of them twice
         (["-"], "".join(f"{path}\n" for path in good)),
     ):
-        monkeypatch.setattr("sys.stdin", io.StringIO(stdin))
-        assert predict.main([str(line.model), *inputs, "--csv", str(tmp_path / "v.csv")]) == 0
-        assert [row["file"] for row in table(tmp_path / "v.csv")] == [str(path) for path in good]
+        monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(stdin.encode())))
+        flags = ["--csv", str(tmp_path / "v.csv"), "--heatmaps", str(tmp_path / "maps")]
+        assert predict.main([str(line.model), *inputs, *flags]) == 0
+        found.append(without_times(table(tmp_path / "v.csv")))
+    assert [row["file"] for row in found[0]] == [str(path) for path in good]
+    assert found[0] == found[1] == found[2]
+
+
+def test_a_file_that_takes_longer_still_comes_first(line, tmp_path, monkeypatch, capsys):
+    judge = predict.Judge.__call__
+
+    def slow_at_first(self, path):
+        time.sleep(0.3 if path == pictures[0] else 0)
+        return judge(self, path)
+
+    pictures = sorted(line.images.rglob("*.png"))
+    monkeypatch.setattr(predict, "cores", lambda: 4)
+    monkeypatch.setattr(predict.Judge, "__call__", slow_at_first)
+    assert predict.main([str(line.model), str(line.images), "--csv", str(tmp_path / "v.csv")]) == 0
+    named = [str(path) for path in pictures]
+    assert [row["file"] for row in table(tmp_path / "v.csv")] == named
+    assert [text.split("  ")[0] for text in capsys.readouterr().out.splitlines()] == named
+
+
+def test_an_interrupted_folder_keeps_its_rows(line, tmp_path, monkeypatch, capsys):
+    add = predict.Results.add
+
+    def interrupted_after_three(self, verdict, error):
+        add(self, verdict, error)
+        if len(table(tmp_path / "v.csv")) == 3:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(predict.Results, "add", interrupted_after_three)
+    assert predict.main([str(line.model), str(line.images), "--csv", str(tmp_path / "v.csv")]) == 130
+    assert len(table(tmp_path / "v.csv")) == 3
+    shown = capsys.readouterr().err
+    assert "3 images: 3 OK" in shown and "what was finished is kept" in shown
+
+
+def test_a_file_that_is_no_table_of_verdicts_is_not_written_over(line, tmp_path, capsys):
+    for flag in ("--csv", "--jsonl"):
+        precious = tmp_path / "precious.txt"
+        precious.write_text("ten years of notes")
+        assert predict.main([str(line.model), str(line.images), flag, str(precious)]) == 2
+        assert "no table of verdicts: choose another file" in capsys.readouterr().err
+        assert precious.read_text() == "ten years of notes"
+        ours = tmp_path / f"ours{flag}"
+        assert predict.main([str(line.model), str(line.images), flag, str(ours)]) == 0
+        assert predict.main([str(line.model), str(line.images / "good"), flag, str(ours)]) == 0
+
+
+def test_a_name_on_stdin_need_not_be_text(line, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(b"\xff.png\n"), encoding="utf-8"))
+    assert predict.main([str(line.model), "-"]) == 2
+    assert "image \\udcff.png is not there" in capsys.readouterr().err
 
 
 def test_exit_code_says_whether_a_part_is_bad(line):

@@ -200,7 +200,7 @@ class Settings:
     backbone_weights: str | None = _setting(_optional_text, "None = ImageNet, a state-dict file, or 'random' (dry run)")
     wavelet_type: str = _setting(_wavelet, "discrete wavelet of PyWavelets for the frequency stream")
     form: str = _setting(_choice(*FORMS), "the method: wedge (ours) or paper (the paper's own form)")
-    conditions: tuple[str, ...] = _setting(_conditions, "of 'wedge': what images may be in, a comma list")
+    conditions: tuple[str, ...] = _setting(_conditions, "form 'wedge': conditions to be robust to, a comma list")
     use_semantic: bool = _setting(_truth, "the semantic attention stream")
     save_dir: Path = _setting(_path, "folder for banks, tables and figures")
     sampling_ratio: tuple[float, ...] = _setting(_ratios, "share of patches kept: a number, a comma list, or 'all'")

@@ -9,10 +9,10 @@ Item, Result = TypeVar("Item"), TypeVar("Result")
 
 
 def ahead(function: Callable[[Item], Result], items: Iterable[Item], threads: int, most: int) -> Iterator[Result]:
-    """``function`` of each item, in their order, by so many threads, at most ``most`` items before their turn.
+    """Yields ``function(item)`` for each item, in order, computed by threads that run at most ``most`` items ahead.
 
-    0 threads: each in its turn. Pillow gives Python's lock back while it decodes and scales, so that threads do here
-    what processes would, and start at once. What the function raises is raised in its item's turn.
+    With 0 threads nothing runs ahead. Threads do what processes would, since Pillow releases Python's lock while it
+    decodes and resizes, and they start at once. What the function raises is raised in its item's turn.
     """
     if not threads:
         yield from map(function, items)

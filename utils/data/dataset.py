@@ -195,7 +195,7 @@ def at_once(settings: Settings) -> int:
 
 
 def batches(samples: Sequence[Sample], settings: Settings) -> Iterator[Batch]:
-    """The samples in order, ``at_once`` of them at a time; NUM_WORKERS threads decode up to as many ahead.
+    """The samples in order, ``at_once`` of them at a time; NUM_WORKERS threads decode the next ones meanwhile.
 
     The first one that has fewer bits than BIT_DEPTH is told. Raises :class:`InputError` naming the file that cannot be
     used.
@@ -212,11 +212,15 @@ def batches(samples: Sequence[Sample], settings: Settings) -> Iterator[Batch]:
         return pixels, geometry.apply(mask, Image.Resampling.NEAREST), notes
 
     size = at_once(settings)
-    decoded = ahead(decode, samples, settings.num_workers, size)
+    decoded = ahead(decode, samples, settings.num_workers, max(size, settings.num_workers))
     for start in range(0, len(samples), size):
         pixels, masks, notes = zip(*islice(decoded, size), strict=True)
         if any(notes) and not told:
             warn_once(f"{next(chain(*notes))}; others like it are not named")
             told = True
-        images = torch.from_numpy(np.stack(pixels)).permute(0, 3, 1, 2).float().div_(255)
-        yield Batch(images, torch.from_numpy(np.stack(masks)) > 0, list(samples[start : start + size]))
+        yield Batch(as_images(pixels), torch.from_numpy(np.stack(masks)) > 0, list(samples[start : start + size]))
+
+
+def as_images(pixels: Sequence[np.ndarray]) -> Tensor:
+    """Pictures' pixels, each (H, W, 3) uint8 -> (N, 3, H, W) float32 in [0, 1]."""
+    return torch.from_numpy(np.stack(pixels)).permute(0, 3, 1, 2).float().div_(255)

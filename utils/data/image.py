@@ -26,7 +26,8 @@ SWAPPED = {
 SPARE = 1.5  # pixels each way of which one is made: from fewer the result would be seen to differ
 MAX_PIXELS = 100_000_000  # a larger picture is refused before it is decoded
 
-# Of size: our own limit follows. Of metadata: nothing here uses it. For good, since filters are no thread's own.
+# Pillow warns of sizes, for which there is a limit of our own, and of metadata, which is not used. It is silenced for
+# the whole process, since ``warnings.catch_warnings`` is not safe where several threads read files.
 warnings.filterwarnings("ignore", module="PIL")
 
 

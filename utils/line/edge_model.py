@@ -145,18 +145,18 @@ class OnnxModel:
 
     Args:
         path: a file that ``export_onnx.py`` wrote.
-        threads: None leaves the number to onnxruntime.
+        threads: 0 leaves the number to onnxruntime.
 
     Raises:
         InputError: the file is absent, damaged, of a newer format or none of ours.
     """
 
-    def __init__(self, path: Path, threads: int | None = None) -> None:
+    def __init__(self, path: Path, threads: int = 0) -> None:
         import onnxruntime
 
         if not path.is_file():
             raise InputError(f"model {path} is missing: export_onnx.py writes it")
-        options = session_options(threads or 0)
+        options = session_options(threads)
         options.log_severity_level = 4  # what goes wrong is raised, and said once
         try:
             self.session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])

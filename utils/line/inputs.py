@@ -12,13 +12,15 @@ from utils.data.image import EXTENSIONS
 
 
 def find_images(inputs: Sequence[str]) -> Iterable[Path]:
-    """The files that the inputs name: a list, unless some are still to come on stdin.
+    """The files that the inputs name: a list of each once, unless some are still to come on stdin.
 
     Raises :class:`InputError` for a folder or glob that holds none.
     """
     found: list[Iterable[Path]] = []
     for text in inputs:
         if text == "-":
+            if hasattr(sys.stdin, "reconfigure"):
+                sys.stdin.reconfigure(errors="surrogateescape")  # a file's name need not be text
             found.append(Path(line.rstrip("\r\n")) for line in sys.stdin if line.strip())
             continue
         path = Path(text)
@@ -32,7 +34,7 @@ def find_images(inputs: Sequence[str]) -> Iterable[Path]:
             raise InputError(f"{printable(text)} holds no image ({', '.join(EXTENSIONS)})")
         found.append(images)
     paths = itertools.chain.from_iterable(found)
-    return paths if "-" in inputs else list(paths)
+    return paths if "-" in inputs else list(dict.fromkeys(paths))
 
 
 def is_image(path: Path) -> bool:

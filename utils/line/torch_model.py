@@ -7,6 +7,7 @@ import numpy as np
 import torch
 
 from models.errors import InputError
+from utils.data.dataset import as_images
 from utils.line.edge_model import Judged, ModelInfo, model_info
 from utils.pipeline.checkpoint import build_net, load_checkpoint, make_detector, misfit
 from utils.settings import CONSTANTS, make_settings
@@ -43,8 +44,7 @@ class TorchModel:
 
     def predict(self, images: np.ndarray) -> Judged:
         """Judge (N, H, W, 3) uint8 RGB images."""
-        pixels = torch.from_numpy(images).permute(0, 3, 1, 2).float().div_(255)
-        scores, maps, conditions, unfamiliar, _ = self.detector.predict(pixels)
+        scores, maps, conditions, unfamiliar, _ = self.detector.predict(as_images(images))
         if conditions is None:
             conditions, unfamiliar = torch.zeros(len(images)).long(), torch.zeros(len(images)).bool()
         return Judged(*(tensor.cpu().numpy() for tensor in (scores, maps, conditions, unfamiliar)))

@@ -1,8 +1,8 @@
 """Good parts that join a memory after training, without the training pictures.
 
 A picture is NG if its distances, added over the scales, are above the threshold at some place. Of new good parts only
-those patches join whose distance is more than its scale's share of the threshold. Afterwards none is, and these parts
-are OK whatever else they show.
+those patches join whose distance is more than its scale's share of the threshold. Afterwards none is, and no score of
+these parts is above what the threshold was, but for rounding to float16.
 """
 
 import copy
