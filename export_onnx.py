@@ -42,7 +42,7 @@ from utils.pipeline.inference import at_depth_of
 from utils.settings import Settings, SettingsParser
 
 CALIBRATION_IMAGES = 64  # training images that set the ranges of an 8-bit backbone
-TOLERANCE = 1e-4  # relative, of a float32 model's scores
+TOLERANCE = 1e-3  # relative, of a float32 model's scores; with patches that the memory holds rounding alone makes 2e-4
 
 
 @command
