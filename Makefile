@@ -72,6 +72,7 @@ DATA = $(or $(PHOTOS),--data-path sample_data --category tile)
 # Of the sample's patches anomalib's coreset makes arrays of just under 32 MB, and glibc scatters its heap with them until
 # the memory is full, now and then. Kept apart from the heap, in huge pages, they take it up to three times as long.
 APART := GLIBC_TUNABLES=glibc.malloc.hugetlb=1:glibc.malloc.mmap_threshold=16777216
+EDGE := --backbone efficientnet_lite0 --sampling-ratio 0.01 --save-dir runs/bench
 bench: .venv-bench/installed
 	@[ -d sample_data ] || $(BENCH) prepare_data.py sample sample_data
 	@failed=; \
@@ -81,6 +82,7 @@ bench: .venv-bench/installed
 	run search $(DATA); \
 	run inference $(DATA); \
 	run scaling $(DATA); \
+	$(BENCH) train.py $(DATA) $(EDGE) && run edge $(DATA) $(EDGE) --images 20; \
 	run patchcore_parity; \
 	$(if $(PHOTOS),run peers $(PHOTOS) --backbone efficientnet_lite0;) \
 	export $(APART); run peers --data-path sample_data --category screw,tile --backbone efficientnet_lite0; \
