@@ -82,7 +82,7 @@ bench: .venv-bench/installed
 	run search $(DATA); \
 	run inference $(DATA); \
 	run scaling $(DATA); \
-	$(BENCH) train.py $(DATA) $(EDGE) && run edge $(DATA) $(EDGE) --images 20; \
+	$(BENCH) train.py $(DATA) $(EDGE); run edge $(DATA) $(EDGE) --images 20; \
 	run patchcore_parity; \
 	$(if $(PHOTOS),run peers $(PHOTOS) --backbone efficientnet_lite0;) \
 	export $(APART); run peers --data-path sample_data --category screw,tile --backbone efficientnet_lite0; \

@@ -119,8 +119,9 @@ def main(argv: Sequence[str] | None = None) -> int:
                 if gallery is not None:
                     gallery.add(asdict(outcome.verdict) | {"error": outcome.error}, outcome.size, outcome.card)
         except KeyboardInterrupt:
-            if not options.watch:
-                raise
+            if not options.watch:  # the tables would be written anew, not gone on with
+                print("\ninterrupted: what was finished is kept", file=sys.stderr)
+                return 130
         finally:
             print(tally, file=sys.stderr)
     if gallery is not None:
@@ -303,19 +304,19 @@ class Tally:
 
     def __init__(self) -> None:
         self.counts: Counter[str] = Counter()
-        self.unfamiliar = self.other_depths = 0
+        self.unfamiliar, self.told = 0, False
         self.start, self.times = time.perf_counter(), deque[float](maxlen=10_000)
 
     def add(self, outcome: Outcome) -> None:
-        """Count an image; of the first one that has another bit depth, say so."""
+        """Count an image; say it of the first one that has another bit depth."""
         verdict = outcome.verdict
         self.counts[verdict.verdict] += 1
         self.unfamiliar += verdict.condition == UNFAMILIAR
         if verdict.milliseconds is not None:
             self.times.append(verdict.milliseconds)
-        if outcome.note is not None and not self.other_depths:
+        if outcome.note is not None and not self.told:
             print(f"warning: {printable(outcome.note)}; others like it are not named", file=sys.stderr)
-        self.other_depths += outcome.note is not None
+            self.told = True
 
     def __str__(self) -> str:
         counts, seconds = self.counts, time.perf_counter() - self.start

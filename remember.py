@@ -5,8 +5,8 @@
 
 MODEL is a .pt file of train.py. Patches of these pictures that lie too far from the memory for an OK are added to it.
 Nothing of any picture is farther from it than before, and the threshold, for which these pictures count too, does not
-rise. The old file is kept beside the new one: --undo brings it back, once for each time that
-pictures were added. A log in the file says what was added and when. --onnx writes the model of export_onnx.py again.
+rise. The old file is kept beside the new one: --undo brings it back, once for each time that pictures were added. A log
+in the file says what was added and when. --onnx writes the model of export_onnx.py again.
 
 A picture that looks like a defect rather than like another kind of good part, or that is of another size than all in
 training, is named, and nothing is done without --yes.
@@ -190,7 +190,8 @@ def tell_export(path: Path, wanted: bool, pictures: Sequence[Path]) -> None:
     net = build_net(settings).with_state(model.checkpoint.state)
     detector = make_detector(model.checkpoint, net, settings.image_size, path)
     samples = [Sample(picture, GOOD) for picture in pictures]
-    write_model(target, printable(model.checkpoint.category), detector, model.checkpoint, settings, samples)
+    category = printable(model.checkpoint.category)
+    write_model(target, category, detector, model.checkpoint, settings, samples, mirrored=True)
 
 
 if __name__ == "__main__":

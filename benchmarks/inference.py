@@ -233,9 +233,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     print_table(rows)
     write_csv(RESULTS / "inference_image.csv", rows)
     for row in rows:
-        bars.setdefault(f"{row['backbone']}\n{row['ratio']:.0%} of the patches", {})[row["way"]] = row[
-            "images_per_second"
-        ]
+        group = f"{row['backbone']}\n{row['ratio']:.0%} of the patches"
+        bars.setdefault(group, {})[row["way"]] = row["images_per_second"]
     plot_bars(RESULTS / "inference_image.png", "One picture at a time", "pictures per second", bars)
     for line in wrong:
         print(f"DIFFERS: {line}")

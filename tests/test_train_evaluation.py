@@ -291,7 +291,7 @@ def test_an_interrupt_while_saving_leaves_no_file_and_a_rerun_completes(flags, t
 
     monkeypatch.setattr(torch, "save", interrupted)
     assert train.main(flags) == 130
-    assert "what was finished is kept" in capsys.readouterr().err
+    assert "run the same command again" in capsys.readouterr().err
     assert [path for path in (tmp_path / "out").rglob("*") if path.is_file()] == []
     monkeypatch.setattr(torch, "save", real)
     assert train.main(flags) == 0

@@ -43,7 +43,7 @@ def command(main: Main) -> Callable[..., int]:
         except OSError as error:
             return _fail(_line(error))
         except KeyboardInterrupt:
-            print("\ninterrupted: what was finished is kept", file=sys.stderr)
+            print("\ninterrupted: finished results are kept, run the same command again to go on", file=sys.stderr)
             return 130
         except Exception as error:
             if not _out_of_memory(error):
